@@ -1,0 +1,1 @@
+"""What is trained: torch modules and the file that holds them. Knows neither host."""

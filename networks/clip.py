@@ -1,0 +1,36 @@
+"""How the rows of a batch are the frames of clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames of one clip in a batch of rows `(clips * frames, ...)`, the frames of a clip adjacent.
+
+    `indices` says which frame of the whole video each row of a clip is: 0, 1, 2 … for a whole clip, the window's own
+    frames where a sampler runs the network on windows, every second one where the time axis has been halved.
+    """
+
+    indices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, frames: int) -> Clip:
+        """A whole clip."""
+        return cls(tuple(range(frames)))
+
+    @property
+    def frames(self) -> int:
+        return len(self.indices)
+
+    def thinned(self) -> Clip:
+        """Frames 0, 2, 4, …: `ceil(frames / 2)` of them."""
+        return Clip(self.indices[::2])
+
+
+def thin_rows(rows: Tensor, frames: int) -> Tensor:
+    """Keeps rows 0, 2, 4, … of each clip: `(clips * frames, ...)` to `(clips * ceil(frames / 2), ...)`."""
+    return rows.unflatten(0, (-1, frames))[:, ::2].flatten(0, 1)

@@ -1,0 +1,250 @@
+"""Motion files: safetensors that hold one inflation and say how to use it. Checked whole before a tensor is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .inflation import Inflation, InflationConfig
+from .sites import Structure
+
+FORMAT_VERSION = 1
+LARGEST_HEADER = 16 * 2**20  # an SDXL-sized inflation needs 0.5 MB; a huge header is an attack or another file
+
+
+KINDS_OF_NUMBER = ("F32", "F16", "BF16")
+
+
+class MotionFileError(ValueError):
+    """The file cannot be used; the message says which file, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class MotionInfo:
+    """What a motion file says of itself.
+
+    `schedule` and `prediction` are those it was trained on, in diffusers' names. `frames`, `fps`, `width` and `height`
+    (pixels) are those of its training clips. `captions` are the distinct training captions, `options` the resolved
+    options of the command that made it, `versions` of the libraries that did.
+    """
+
+    config: InflationConfig
+    structure: Structure
+    schedule: str = "scaled_linear"
+    prediction: str = "epsilon"
+    frames: int = 16
+    fps: float = 8.0
+    width: int = 512
+    height: int = 512
+    captions: tuple[str, ...] = ()
+    options: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("frames", "width", "height", "fps"):
+            value = getattr(self, name)
+            if type(value) not in ((int, float) if name == "fps" else (int,)) or not 0 < value < 1e6:
+                raise ValueError(f"its {name} is {value!r}; it must be a number above 0")
+        kinds = {"schedule": str, "prediction": str, "captions": tuple, "options": dict, "versions": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"its {name} is {getattr(self, name)!r}, which is no {kind.__name__}")
+
+    @property
+    def family(self) -> str:
+        return self.structure.family
+
+
+def write_motion_file(path: Path, tensors: dict[str, Tensor], info: MotionInfo) -> None:
+    """Writes beside `path`, reads back, then replaces: a crash or a full disk leaves an older file as it was.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    _check_finite(path, tensors)
+    try:
+        data = safetensors.torch.save(tensors, _metadata(tensors, info))
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        read_motion_file(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _metadata(tensors: dict[str, Tensor], info: MotionInfo) -> dict[str, str]:
+    own = {
+        "format_version": FORMAT_VERSION,
+        "base_family": info.family,
+        **asdict(info),
+        "config": info.config.to_json(),
+    }
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{info.family}/stillmotion",
+        "modelspec.implementation": "stillmotion",
+        "modelspec.title": ", ".join(info.captions[:1]) or "motion",
+        "modelspec.resolution": f"{info.width}x{info.height}",
+        "stillmotion": json.dumps({**own, "sha256": _hash(tensors, own)}),
+    }
+
+
+def _hash(tensors: dict[str, Tensor], description: dict) -> str:
+    """Of the tensors and of all that the file says of them."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_motion_info(path: Path, fits: Structure | None = None) -> MotionInfo:
+    """What the file says of itself, after a check of its names and shapes; no tensor is read.
+
+    Args:
+        fits: the U-Net that it is to be attached to.
+
+    Raises:
+        FileNotFoundError, MotionFileError: each kind of damage or mismatch in its own sentence.
+    """
+    shapes, metadata = _read_header(Path(path))
+    info = _read_info(path, metadata)
+    if fits is not None:
+        check_fits(path, info, fits)
+    _check_shapes(path, info, shapes)
+    return info
+
+
+def read_motion_file(path: Path, fits: Structure | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """The file's description and its tensors, on the CPU. Arguments and errors as in `read_motion_info`."""
+    info = read_motion_info(path, fits)
+    # read at once, not mapped: a mapped file could change under the tensors, and Windows would not let it be replaced
+    tensors = safetensors.torch.load(Path(path).read_bytes())
+    _check_finite(path, tensors)
+    own = _own_metadata(path, _read_header(Path(path))[1])
+    if own.pop("sha256", None) != _hash(tensors, own):
+        raise MotionFileError(f"{path} was changed after it was written (its checksum differs); copy it again.")
+    return info, tensors
+
+
+def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise MotionFileError(f"{path} holds NaN or infinity in {name}; the training that made it diverged.")
+
+
+def check_fits(path: Path, info: MotionInfo, structure: Structure) -> None:
+    """Raises MotionFileError where a motion file was made for another U-Net than this one."""
+    if info.family != structure.family:
+        raise MotionFileError(
+            f"{path} was made for {info.family} models; this model is {structure.family}: load a checkpoint of the"
+            " family that it was made for."
+        )
+    if info.structure != structure:
+        raise MotionFileError(
+            f"{path} was made for a U-Net with other layers ({_layers(info.structure)}) than this model's"
+            f" ({_layers(structure)}): load the base model that it was trained on."
+        )
+
+
+def _layers(structure: Structure) -> str:
+    return ", ".join(f"{level.width} channels with depths {list(level.down)}" for level in structure.levels)
+
+
+def _read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no motion file {path}.")
+    _check_container(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            _check_numbers(path, {name: part.get_dtype() for name, part in slices.items()})
+            return {name: tuple(part.get_shape()) for name, part in slices.items()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise MotionFileError(f"{path} is damaged or cut short ({error}); copy or train it again.") from None
+
+
+def _check_container(path: Path) -> None:
+    """The first eight bytes of a safetensors file are the length of its header; of other files they are anything."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if 2 <= length <= LARGEST_HEADER:
+        return
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise MotionFileError(
+            f"{path} is a pickled file, which can run code when it is opened; motion files are safetensors: get it in"
+            " that form."
+        )
+    raise MotionFileError(f"{path} is not a safetensors file: its header would be {length} bytes long.")
+
+
+def _check_numbers(path: Path, kinds: dict[str, str]) -> None:
+    for name, kind in kinds.items():
+        if kind not in KINDS_OF_NUMBER:
+            raise MotionFileError(f"{path} holds {name} as {kind}; allowed are {', '.join(KINDS_OF_NUMBER)}.")
+
+
+def _read_info(path: Path, metadata: dict[str, str]) -> MotionInfo:
+    own = _own_metadata(path, metadata)
+    same = {f.name for f in fields(MotionInfo)} - {"config", "structure", "captions"}
+    try:
+        if not isinstance(own["captions"], list):
+            raise ValueError(f"its captions are {own['captions']!r}, which is no list")
+        return MotionInfo(
+            config=InflationConfig.from_json(own["config"]),
+            structure=Structure.from_json(own["structure"]),
+            captions=tuple(own["captions"]),
+            **{name: own[name] for name in same},
+        )
+    except KeyError as error:
+        raise MotionFileError(f"{path} cannot be used: its description lacks {error}.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MotionFileError(f"{path} cannot be used: {error}.") from None
+
+
+def _own_metadata(path: Path, metadata: dict[str, str]) -> dict:
+    if "stillmotion" not in metadata:
+        raise MotionFileError(f"{path} is a safetensors file, but not a motion file: it does not say how it was made.")
+    try:
+        own = json.loads(metadata["stillmotion"])
+        version = own["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise MotionFileError(f"{path} has a description that cannot be read; copy or train it again.") from None
+    if version != FORMAT_VERSION:
+        raise MotionFileError(
+            f"{path} has format version {version}; this Stillmotion reads version {FORMAT_VERSION}: update it."
+        )
+    return own
+
+
+def _check_shapes(path: Path, info: MotionInfo, shapes: dict[str, tuple[int, ...]]) -> None:
+    try:
+        with torch.device("meta"):
+            inflation = Inflation(info.config, info.structure)
+    except ValueError as error:
+        raise MotionFileError(f"{path} cannot be used: {error}.") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in inflation.state_dict().items()}
+    if missing := sorted(expected.keys() - shapes.keys()):
+        raise MotionFileError(f"{path} lacks {len(missing)} of its {len(expected)} tensors, first {missing[0]}.")
+    if extra := sorted(shapes.keys() - expected.keys()):
+        raise MotionFileError(f"{path} holds {extra[0]}, which its description does not name.")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise MotionFileError(f"{path} holds {name} with shape {shapes[name]}; it should be {shape}.")

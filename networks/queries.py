@@ -1,0 +1,33 @@
+"""What a motion file adds to the query matrices of the frozen attentions: a LoRA, or a full matrix."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .temporal import zero_init
+
+
+class QueryLora(nn.Module):
+    """W_Q + up · down, `down` `(rank, channels)` random, `up` `(channels, rank)` zero at the start.
+
+    Source: LoRA (Hu et al. 2021), section 4.1, with its scale alpha / rank fixed at 1.
+    """
+
+    def __init__(self, channels: int, rank: int, ops=nn):
+        super().__init__()
+        self.down = ops.Linear(channels, rank, bias=False)
+        self.up = zero_init(ops.Linear(rank, channels, bias=False))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.up(self.down(tokens))
+
+
+class QueryMatrix(nn.Module):
+    """W_Q + diff, `(channels, channels)`, zero at the start: the papers' full training of the query projections."""
+
+    def __init__(self, channels: int, ops=nn):
+        super().__init__()
+        self.diff = zero_init(ops.Linear(channels, channels, bias=False))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.diff(tokens)

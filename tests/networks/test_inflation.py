@@ -1,0 +1,311 @@
+"""What an inflation holds and adds: nothing when new, then the sum of its parts, each by its strength."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from stillmotion.networks.clip import Clip
+from stillmotion.networks.inflation import (
+    Attached,
+    Frames,
+    Inflation,
+    InflationConfig,
+    Memory,
+    Queries,
+    Temporal,
+    after_block,
+    after_self_attention,
+    after_unit,
+    without_queries,
+)
+from stillmotion.networks.sites import Level, Structure
+from torch import nn
+from torch.nn import functional as F
+
+SLIM = Structure((Level(32, (1,), (1, 1)), Level(64, (0,), (0, 2))), middle=1, context=768)
+NO_MIDDLE = Structure((Level(32, (0,), (0, 0)), Level(64, (1,), (1, 1))), middle=None, context=768)
+EVERYTHING = InflationConfig(Temporal(heads=4, middle=True), Frames(heads=4), Memory(), Queries(rank=3))
+CLIP = Clip.of(3)
+
+UNIT = "output_blocks.1.1"
+BLOCK = f"{UNIT}.transformer_blocks.1"
+ATTN1 = f"{BLOCK}.attn1"
+WIDTH = 64
+
+
+def inflation(config=EVERYTHING, structure=SLIM, trained=True):
+    made = Inflation(config, structure).double()
+    for parameter in made.parameters() if trained else []:
+        nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def activations():
+    return torch.randn(2 * CLIP.frames, WIDTH, 3, 2, dtype=torch.float64)
+
+
+def tokens():
+    return torch.randn(2 * CLIP.frames, 5, WIDTH, dtype=torch.float64)
+
+
+def projections():
+    q, k, v, out = (nn.Linear(WIDTH, WIDTH).double().requires_grad_(False) for _ in range(4))
+    return SimpleNamespace(heads=4, to_q=q, to_k=k, to_v=v, to_out=nn.ModuleList([out]))
+
+
+def attention(q, k, v, heads):
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def plain_attention(project, x):
+    q, k, v = project.to_q(x), project.to_k(x), project.to_v(x)
+    return project.to_out[0](attention(q, k, v, project.heads))
+
+
+def run(place, attached, x, project):
+    """One of the three functions at its site."""
+    if place == "unit":
+        return after_unit(x, attached, UNIT, CLIP)
+    if place == "block":
+        return after_block(x, attached, BLOCK, CLIP)
+    return after_self_attention(plain_attention(project, x), x, attached, ATTN1, CLIP, project, attention)
+
+
+def frozen(place, x, project):
+    return plain_attention(project, x) if place == "attention" else x
+
+
+def input_of(place):
+    return activations() if place == "unit" else tokens()
+
+
+PLACES = ["unit", "block", "attention"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_new_inflation_adds_exactly_nothing(place):
+    x, project = input_of(place), projections()
+    assert torch.equal(run(place, [Attached(inflation(trained=False))], x, project), frozen(place, x, project))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
+    """Every part of every site, on its own."""
+    made = Inflation(EVERYTHING, SLIM).to(dtype)
+    widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)}
+    for name, module in made.parts():
+        site, part = name.rsplit(".", 1)
+        width = widths[site.removesuffix(".attn1").removesuffix(".attn2")]
+        added = part_alone(part, module, width, dtype)
+        assert not added.any(), name
+
+
+def part_alone(part, module, width, dtype):
+    x = torch.randn(2 * CLIP.frames, 5, width, dtype=dtype)
+    if part == "temporal":
+        return module(x.mT.unflatten(2, (5, 1)), CLIP.frames)
+    if part == "frames":
+        return module(x, CLIP.frames)
+    if part == "memory":
+        layers = [nn.Linear(width, width).to(dtype) for _ in range(4)]
+        project = SimpleNamespace(heads=4, **dict(zip(("to_q", "to_k", "to_v"), layers)), to_out=layers[3:])
+        return module(x, plain_attention(project, x), project, attention, CLIP.frames)
+    return module(x)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0, -1.0])
+def test_a_strength_multiplies_what_is_added(place, strength):
+    x, project, made = input_of(place), projections(), inflation()
+    plain = frozen(place, x, project)
+    added = run(place, [Attached(made)], x, project) - plain
+    assert added.abs().max() > 1e-3
+    got = run(place, [Attached(made, temporal=strength, memory=strength)], x, project)
+    torch.testing.assert_close(got, plain + strength * added)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_strength_zero_is_exactly_the_frozen_model(place):
+    x, project = input_of(place), projections()
+    got = run(place, [Attached(inflation(), temporal=0.0, memory=0.0)], x, project)
+    assert torch.equal(got, frozen(place, x, project))
+
+
+def test_each_strength_is_of_its_own_parts():
+    """`temporal` of the blocks and of the frames, `memory` of the recurrence."""
+    project, made = projections(), inflation()
+    still, forgetful = [Attached(made, temporal=0.0)], [Attached(made, memory=0.0)]
+    for place, silent, heard in [
+        ("unit", still, forgetful),
+        ("block", still, forgetful),
+        ("attention", forgetful, still),
+    ]:
+        x = input_of(place)
+        assert torch.equal(run(place, silent, x, project), frozen(place, x, project))
+        assert torch.equal(run(place, heard, x, project), run(place, [Attached(made)], x, project))
+
+
+def test_strength_zero_does_not_run_the_module():
+    made = inflation()
+    made.at(UNIT, "temporal").forward = None
+    x = activations()
+    assert torch.equal(after_unit(x, [Attached(made, temporal=0.0)], UNIT, CLIP), x)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_several_inflations_add_up_in_any_order(place):
+    x, project = input_of(place), projections()
+    three = [Attached(inflation(), 0.5, 0.5), Attached(inflation(), 1.0, 1.0), Attached(inflation(), 2.0, 2.0)]
+    plain = frozen(place, x, project)
+    total = plain + sum(run(place, [one], x, project) - plain for one in three)
+    torch.testing.assert_close(run(place, three, x, project), total)
+    torch.testing.assert_close(run(place, three[::-1], x, project), total)
+    assert torch.equal(run(place, three[:2], x, project), run(place, (a for a in three[:2]), x, project))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_none_attached_is_the_frozen_model_itself(place):
+    x, project = input_of(place), projections()
+    assert torch.equal(run(place, [], x, project), frozen(place, x, project))
+
+
+def test_the_input_is_not_changed_in_place():
+    x, made = activations(), inflation()
+    before = x.clone()
+    after_unit(x, [Attached(made), Attached(made)], UNIT, CLIP)
+    assert torch.equal(x, before)
+
+
+def parts_of(config, structure=SLIM):
+    return [name for name, _ in Inflation(config, structure).parts()]
+
+
+def test_temporal_blocks_are_after_every_unit_and_in_the_middle_where_wanted():
+    outside = ["input_blocks.1.1", "input_blocks.3.0", *(f"output_blocks.{i}" for i in ("0.0", "1.1", "2.1", "3.1"))]
+    assert parts_of(InflationConfig(temporal=Temporal())) == [f"{name}.temporal" for name in outside]
+    with_middle = [*outside[:2], "middle_block.1", *outside[2:]]
+    assert parts_of(InflationConfig(temporal=Temporal(middle=True))) == [f"{name}.temporal" for name in with_middle]
+
+
+def test_without_a_middle_block_there_is_nothing_to_attach_there():
+    units = ["input_blocks.1.0", "input_blocks.3.1", *(f"output_blocks.{i}" for i in ("0.1", "1.1", "2.0", "3.0"))]
+    config = InflationConfig(temporal=Temporal(middle=True))
+    assert parts_of(config, NO_MIDDLE) == [f"{name}.temporal" for name in units]
+
+
+def test_parts_in_transformer_blocks_are_in_every_one_of_them():
+    blocks = ["input_blocks.1.1.transformer_blocks.0", "middle_block.1.transformer_blocks.0"]
+    blocks += ["output_blocks.1.1.transformer_blocks.0", "output_blocks.1.1.transformer_blocks.1"]
+    blocks += ["output_blocks.2.1.transformer_blocks.0", "output_blocks.3.1.transformer_blocks.0"]
+    assert parts_of(InflationConfig(frames=Frames())) == [f"{b}.frames" for b in blocks]
+    assert parts_of(InflationConfig(memory=Memory())) == [f"{b}.attn1.memory" for b in blocks]
+    queries = [f"{b}.{attn}.queries" for b in blocks for attn in ("attn1", "attn2")]
+    assert parts_of(InflationConfig(queries=Queries())) == queries
+
+
+def test_keys_of_the_state_dict_are_site_part_and_parameter():
+    made = Inflation(EVERYTHING, SLIM)
+    expected = {f"{name}.{key}": value for name, module in made.parts() for key, value in module.state_dict().items()}
+    state = made.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(state[key].data_ptr() == value.data_ptr() for key, value in expected.items())
+    assert "output_blocks.1.1.temporal.proj_out.weight" in state
+    assert "middle_block.1.transformer_blocks.0.attn1.memory.mix.gamma" in state
+    assert "input_blocks.1.1.transformer_blocks.0.attn2.queries.down.weight" in state
+
+
+def test_at_finds_the_module_of_a_site_and_nothing_elsewhere():
+    made = Inflation(replace_part(EVERYTHING, frames=None), SLIM)
+    assert made.at(UNIT, "temporal") is made.get_submodule(f"{UNIT}.temporal")
+    assert made.at(ATTN1, "memory") is made.get_submodule(f"{ATTN1}.memory")
+    assert made.at(BLOCK, "frames") is None
+    assert made.at("output_blocks.0.1", "temporal") is None
+    assert made.at("no.such.site", "temporal") is None
+
+
+def replace_part(config, **parts):
+    return InflationConfig(**{"temporal": config.temporal, "memory": config.memory, "queries": config.queries, **parts})
+
+
+def test_a_deep_copy_is_its_own_inflation_and_stays_whole():
+    """A weight changed through the copy's state dict is the weight that the copy runs, and not the original's."""
+    original, x = inflation(), activations()
+    before = after_unit(x, [Attached(original)], UNIT, CLIP)
+    copied = copy.deepcopy(original)
+    assert torch.equal(after_unit(x, [Attached(copied)], UNIT, CLIP), before)
+
+    zeros = {key: torch.zeros_like(value) for key, value in copied.state_dict().items()}
+    copied.load_state_dict(zeros)
+    assert torch.equal(after_unit(x, [Attached(copied)], UNIT, CLIP), x)
+    assert torch.equal(after_unit(x, [Attached(original)], UNIT, CLIP), before)
+
+
+def test_a_copy_made_by_casting_runs_the_cast_weights():
+    made = Inflation(EVERYTHING, SLIM).to(torch.bfloat16)
+    assert {p.dtype for p in made.at(UNIT, "temporal").parameters()} == {torch.bfloat16}
+
+
+def test_sizes_of_parts_follow_their_options():
+    made = Inflation(replace_part(EVERYTHING, queries=Queries(rank=3)), SLIM)
+    assert made.at(ATTN1, "queries").down.weight.shape == (3, WIDTH)
+    full = Inflation(InflationConfig(queries=Queries(rank=None)), SLIM)
+    assert full.at(ATTN1, "queries").diff.weight.shape == (WIDTH, WIDTH)
+    assert made.at(UNIT, "temporal").attentions[0].heads == 4
+
+
+CONFIGS = {
+    "nothing": InflationConfig(),
+    "temporal": InflationConfig(temporal=Temporal(4, False, "clip", True)),
+    "frames": InflationConfig(frames=Frames(2)),
+    "memory": InflationConfig(memory=Memory("paper_rnn")),
+    "lora": InflationConfig(queries=Queries(5)),
+    "full queries": InflationConfig(queries=Queries(None)),
+    "everything": EVERYTHING,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_json_round_trip(name):
+    data = json.loads(json.dumps(CONFIGS[name].to_json()))
+    assert InflationConfig.from_json(data) == CONFIGS[name]
+    absent = {part for part in ("temporal", "frames", "memory", "queries") if getattr(CONFIGS[name], part) is None}
+    assert not absent & data.keys()
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"warp": {}}, "has a part 'warp'; this version knows temporal, frames, memory, queries"),
+        ({"memory": {"depth": 2}}, "part 'memory' has an option 'depth'; this version knows mode"),
+        ({"temporal": {"norm_scope": "batch"}}, "'temporal' has norm_scope 'batch'; allowed are frame, clip"),
+        ({"memory": {"mode": "lstm"}}, "'memory' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
+    ],
+)
+def test_config_of_a_newer_version_is_refused_and_says_what_is_known(data, message):
+    with pytest.raises(ValueError, match=message):
+        InflationConfig.from_json(data)
+
+
+def test_without_queries_keeps_every_other_part():
+    assert without_queries(EVERYTHING) == replace_part(EVERYTHING, frames=EVERYTHING.frames, queries=None)
+
+
+def test_layers_come_from_the_host():
+    """Inside ComfyUI every linear and norm is the host's own, which casts its weights as it runs."""
+
+    class HostLinear(nn.Linear):
+        pass
+
+    class HostLayerNorm(nn.LayerNorm):
+        pass
+
+    class HostGroupNorm(nn.GroupNorm):
+        pass
+
+    ops = SimpleNamespace(Linear=HostLinear, LayerNorm=HostLayerNorm, GroupNorm=HostGroupNorm)
+    made = Inflation(EVERYTHING, SLIM, ops)
+    layers = [m for m in made.modules() if isinstance(m, nn.Linear | nn.LayerNorm | nn.GroupNorm)]
+    assert {type(layer) for layer in layers} == {HostLinear, HostLayerNorm, HostGroupNorm}
