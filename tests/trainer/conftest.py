@@ -1,0 +1,42 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+
+def numbered(count, size=(64, 48)):
+    """Frames whose brightness says which one it is: 10, 12, 14, ..."""
+    width, height = size
+    return np.broadcast_to(10 + 2 * np.arange(count)[:, None, None, None], (count, height, width, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def write_video():
+    """Writes frames (by default `numbered`) that appear at the given seconds, without loss."""
+    av = pytest.importorskip("av")
+
+    def write(path, times, frames=None, codec="libx264rgb", rate=25, aspect=None, title=None):
+        frames = numbered(len(times)) if frames is None else frames
+        options = {"qp": "0"} if codec == "libx264rgb" else {}
+        pixels = {"libx264rgb": "rgb24", "mpeg4": "yuv420p"}.get(codec, "bgr0")
+        with av.open(str(path), "w") as container:
+            container.metadata.update({"title": title} if title else {})
+            stream = container.add_stream(codec, rate=rate, options=options)
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 9000)
+            if aspect:
+                stream.codec_context.sample_aspect_ratio = aspect
+            for time, pixels in zip(times, frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                frame.pts, frame.time_base = round(9000 * time), Fraction(1, 9000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def numbers():
+    """The inverse of `numbered`: which frame each one is."""
+    return lambda frames: np.round((frames.mean((1, 2, 3)) - 10) / 2).astype(int).tolist()

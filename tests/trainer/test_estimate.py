@@ -1,0 +1,116 @@
+import runpy
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from stillmotion.networks.clip import Clip
+from stillmotion.trainer import estimate
+from stillmotion.trainer.estimate import (
+    GIB,
+    LiveBytes,
+    Memory,
+    advice,
+    estimate_memory,
+    fake_inputs,
+    measure_activations,
+    time_step,
+)
+from stillmotion.trainer.losses import noise_loss
+
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
+
+
+def real_pass(model, rows, cells):
+    """Loss of a real forward pass on the inputs that the estimate uses."""
+    sample, timesteps, text = fake_inputs(model, rows[0] * rows[1], cells)
+    return noise_loss(model(sample, timesteps, text, Clip.of(rows[1])), sample, rows[1], "noisy").mean()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_is_what_a_real_pass_holds_at_its_peak(checkpointing):
+    rows, cells = (2, 2), (4, 6)
+    estimated = measure_activations(tiny.tiny_model(checkpointing=checkpointing), rows, cells)
+    model = tiny.tiny_model(checkpointing=checkpointing)
+    with LiveBytes() as live:
+        real_pass(model, rows, cells).backward()
+    assert estimated == pytest.approx(live.peak, rel=0.02)  # when Python frees what differs a little
+
+
+def test_the_estimate_covers_what_autograd_saves():
+    """An independent count, without the class under test: distinct storages that the graph of a real pass keeps."""
+    rows, cells = (1, 4), (8, 8)
+    model, saved = tiny.tiny_model(), {}
+    weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = real_pass(model, rows, cells)
+    estimated = measure_activations(tiny.tiny_model(), rows, cells)
+    assert loss.requires_grad and sum(saved.values()) < estimated < 1.5 * sum(saved.values())
+
+
+def test_checkpointing_saves_memory():
+    model = tiny.tiny_model()
+    plain = measure_activations(model, (1, 6), (8, 8))
+    model.checkpointing = True
+    assert measure_activations(model, (1, 6), (8, 8)) < 0.6 * plain
+
+
+def test_the_model_is_as_it_was():
+    model = tiny.tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    measure_activations(model, (1, 2), (8, 8))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(type(p) is torch.nn.Parameter and p.grad is None for p in model.parameters())
+
+
+def test_weights_gradients_and_moments_are_counted(monkeypatch):
+    model = tiny.tiny_model()
+    trained = sum(p.numel() for p in model.inflation.parameters())
+    monkeypatch.setattr(estimate, "measure_activations", lambda *_: 4 * trained + 100)
+    memory = estimate_memory(model, (1, 2), (8, 8), average=True, eight_bit=False)
+    assert memory.trained == memory.gradients == memory.average == 4 * trained
+    assert memory.frozen == 4 * sum(p.numel() for p in tiny.tiny_unet().parameters())
+    assert (memory.optimizer, memory.activations) == (8 * trained, 100)
+    assert memory.total == memory.frozen + 20 * trained + 100
+    eight = estimate_memory(model, (1, 2), (8, 8), average=False, eight_bit=True)
+    assert (eight.optimizer, eight.average) == (2 * trained, 0)
+
+
+def test_sizes_are_written_in_a_unit_that_shows_them():
+    assert str(Memory(GIB, 0, 0, 0, 0, 5 * 2**20)) == "1.00 GiB (frozen model 1.00 GiB, activations 5 MiB)"
+
+
+def test_advice_comes_only_where_the_run_will_not_fit():
+    memory = Memory(GIB, GIB, GIB, 2 * GIB, GIB, 4 * GIB)
+    assert advice(memory, 11 * GIB, checkpointing=False, precision="fp32") is None
+    said = advice(memory, 8 * GIB, checkpointing=False, precision="fp32")
+    assert "10.0 GiB" in said and "8.0 GiB are free" in said and "--checkpointing" in said and "bf16" in said
+    assert "--checkpointing" not in advice(memory, 8 * GIB, checkpointing=True, precision="bf16")
+
+
+def test_the_first_repeat_is_not_timed():
+    seconds = iter([0.3, 0.0])
+    assert 0 <= time_step(lambda: Late(next(seconds)), 2) < 0.2 and not list(seconds)
+
+
+def test_a_step_that_is_computed_behind_the_call_is_waited_for():
+    assert time_step(lambda: Late(0.1), 1) >= 0.1
+
+
+class Late:
+    """A number that is not there yet, as the loss of a step on a GPU."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def item(self):
+        time.sleep(self.seconds)
+        return 1.0

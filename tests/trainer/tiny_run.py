@@ -1,0 +1,98 @@
+"""A training small enough for tests: `runpy.run_path` gives its functions; as a script it trains in its own process."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import UNet2DConditionModel
+from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.trainer.batches import Plan, TrainingClip
+from stillmotion.trainer.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
+from stillmotion.trainer.export import fresh_inflation
+from stillmotion.trainer.host import InflatedUNet, structure_of
+from stillmotion.trainer.loop import start_training, train, update
+from stillmotion.trainer.optimiser import Schedule
+from stillmotion.trainer.requests import Requests
+
+CONFIG = InflationConfig(Temporal(), Frames(), Memory(), Queries(4))
+
+
+def tiny_unet(context=16):
+    torch.manual_seed(1)
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=context,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
+def tiny_model(config=CONFIG, checkpointing=False):
+    unet = tiny_unet()
+    return InflatedUNet(unet, fresh_inflation(config, structure_of(unet), 0), checkpointing=checkpointing)
+
+
+def tiny_clips(count=3, frames=6):
+    """Clips and the empty caption; sizes are uneven so that a mix-up of axes would show."""
+    torch.manual_seed(2)
+    clips = [TrainingClip(f"{i}", f"{i}", torch.randn(frames, 4, 7, 6), torch.randn(5, 16)) for i in range(count)]
+    return clips, torch.zeros(5, 16)
+
+
+def tiny_plan(**changes):
+    plan = {"seed": 0, "frames": 4, "cells": (5, 6), "clips_per_step": 2, "crop": "random", "caption_dropout": 0}
+    return Plan(**{**plan, **changes})
+
+
+def tiny_training(*, accumulation=1, batch_size=1, average=0.9, steps=8, plan=None, model=None, rate=1e-2):
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    schedule = Schedule(steps, rate, warm_up=2)
+    model = model or tiny_model()
+    return start_training(accelerator, model, plan or tiny_plan(), schedule, batch_size=batch_size, average=average)
+
+
+def run_steps(training, steps):
+    clips, no_caption = tiny_clips()
+    return [update(training, clips, no_caption, step)[0] for step in steps]
+
+
+def without_gradient(training):
+    """Names of the parameters that no step moved; weight decay alone does not count."""
+    state = training.raw_optimizer.state
+    return [name for name, p in training.inflation.named_parameters() if not state[p]["exp_avg"].any()]
+
+
+def two_processes(path):
+    training = tiny_training()
+    losses = run_steps(training, range(1, 4))
+    if training.accelerator.is_main_process:
+        torch.save({"losses": losses, **training.inflation.state_dict()}, path)
+    training.accelerator.end_training()
+
+
+def train_with_saves(folder, steps=9, every=2):
+    """Goes on from the last save in `folder`, and names each step on stdout when it is done."""
+    training = tiny_training(steps=steps)
+    if found := saved_states(folder):
+        restore(training, read_state(found[-1]))
+
+    def after_step(report, save_wanted):
+        if save_wanted or report.step % every == 0 or report.step == steps:
+            save_state(folder, state_of(training, {}))
+            keep_latest(folder, ("state-*.pt",), 2)
+        print(report.step, flush=True)
+
+    with Requests(folder) as requests:
+        train(training, *tiny_clips(), requests, after_step)
+    if requests.interrupted:
+        raise SystemExit(130)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"two_processes": two_processes, "train_with_saves": train_with_saves}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,112 @@
+"""What each training step sees: a pure function of (seed, step, index), so that nothing depends on what ran before.
+
+`index` numbers the clips of one step through all processes, accumulated batches and places in a batch. How a step's
+clips are divided among those changes nothing, and a resumed run sees what the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .cache import training_window
+
+TIMESTEPS = 1000  # of Stable Diffusion's noise schedule
+
+
+@dataclass(frozen=True)
+class TrainingClip:
+    """A clip ready for training.
+
+    `latents`: every frame at the target fps, scaled, (frames, 4, height, width), at least one window long and at least
+    as large as the crop. `text`: its embedded caption, (tokens, width).
+    """
+
+    name: str
+    caption: str
+    latents: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides which numbers a step sees; `cells` is (width, height) in cells of 8 pixels."""
+
+    seed: int
+    frames: int
+    cells: tuple[int, int]
+    clips_per_step: int = 1
+    crop: Literal["center", "random"] = "center"
+    caption_dropout: float = 0.1
+    first_frame: Literal["noisy", "clean"] = "noisy"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows `(clips * frames, ...)`, the frames of a clip adjacent: clean `latents`, `noise`, `timesteps` and `text`."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    text: Tensor
+    frames: int
+
+    def to(self, device: torch.device) -> Batch:
+        rows = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "frames"}
+        return Batch(**{name: tensor.to(device) for name, tensor in rows.items()}, frames=self.frames)
+
+
+def generator_for(*key) -> torch.Generator:
+    """A generator on the CPU, for the same draws on every device, seeded by all that `key` says."""
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def clip_at(plan: Plan, step: int, index: int, clips: int) -> int:
+    """Which clip the place `index` of `step` (1, 2, …) gets: all clips once, in an order of their own each round."""
+    epoch, place = divmod((step - 1) * plan.clips_per_step + index, clips)
+    return int(torch.randperm(clips, generator=generator_for(plan.seed, "order", epoch))[place])
+
+
+def draw(plan: Plan, clips: Sequence[TrainingClip], no_caption: Tensor, step: int, index: int) -> Batch:
+    """One clip of a step: its window, crop, noise, timestep, and whether its caption is dropped."""
+    clip = clips[clip_at(plan, step, index, len(clips))]
+    random = generator_for(plan.seed, "clip", step, index)
+    latents = training_window(clip.latents, plan.frames, plan.cells, random, plan.crop)
+    timestep = torch.randint(TIMESTEPS, (), generator=random)
+    dropped = torch.rand((), generator=random) < plan.caption_dropout
+    noise = torch.randn(latents.shape, generator=random)
+    return rows(latents, noise, timestep, no_caption if dropped else clip.text)
+
+
+def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batch:
+    """One clip `(frames, 4, h, w)` as a batch; every frame has the clip's timestep and caption."""
+    frames = len(latents)
+    return Batch(latents.float(), noise, timestep.expand(frames), text.float().expand(frames, *text.shape), frames)
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    names = ("latents", "noise", "timesteps", "text")
+    return Batch(**{name: torch.cat([getattr(b, name) for b in batches]) for name in names}, frames=batches[0].frames)
+
+
+def batch_for(
+    plan: Plan, clips: Sequence[TrainingClip], no_caption: Tensor, step: int, number: int, size: int
+) -> Batch:
+    """Micro-batch `number` of a step (counted over processes and accumulation), of `size` clips."""
+    places = range(number * size, (number + 1) * size)
+    return together([draw(plan, clips, no_caption, step, index) for index in places])
+
+
+def fingerprint(clips: Sequence[TrainingClip]) -> str:
+    """Tells whether two runs learn from the same clips: a hash of their latents and captions."""
+    digest = blake2b(digest_size=16)
+    for clip in clips:
+        digest.update(repr((clip.caption, tuple(clip.latents.shape))).encode())
+        digest.update(clip.latents.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""`python -m trainer <command>`: finds the command, reads its options, runs it, and turns errors into exit codes."""
+
+import importlib
+import inspect
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from . import options
+from .config import Options, as_toml, read_options, suggestion
+
+
+class Command(NamedTuple):
+    options: type[Options]
+    module: str
+    function: str
+
+
+COMMANDS = {
+    "demo": Command(options.DemoOptions, "demo", "demo"),
+    "toy": Command(options.ToyOptions, "toy", "make_toy"),
+    "check": Command(options.CheckOptions, "check", "check"),
+    "fewshot": Command(options.FewShotOptions, "fewshot", "fewshot"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        if "--traceback" in arguments:
+            raise
+        return complain(str(error) or type(error).__name__)
+    except ModuleNotFoundError as error:
+        if "--traceback" in arguments or str(error.name).startswith("stillmotion"):
+            raise
+        return complain(f'{error.name} is not installed; pip install -e ".[trainer]" in the checkout installs it')
+    return 0
+
+
+def run(arguments: list[str]):
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ValueError(f"There is no command {name}{suggestion(name, COMMANDS)}")
+    command = COMMANDS[name]
+    chosen = read_options(command.options, rest, f"{program()} {name}")
+    start_log()
+    logging.getLogger("stillmotion").info("%s %s\n%s", program(), name, as_toml(chosen))
+    function = getattr(importlib.import_module(f".{command.module}", __package__), command.function)
+    function(chosen)
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    rows = (f"  {name:{width}}  {first_line(command.options)}" for name, command in COMMANDS.items())
+    return "\n".join([f"usage: {program()} <command> [options]", "", *rows, "", "<command> --help lists its options."])
+
+
+def first_line(kind: type[Options]) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def program() -> str:
+    return "python -m trainer" if Path(sys.argv[0]).name == "__main__.py" else "stillmotion"
+
+
+def start_log():
+    """Shows the project's own messages, and on several processes only those of the first, warnings apart."""
+    logging.basicConfig(format="%(message)s")
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("stillmotion").setLevel(logging.INFO if first else logging.WARNING)
+
+
+def complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,189 @@
+"""Options of a command: one pydantic model, given as flags, as a TOML file, or as both.
+
+A field is declared as `steps: Annotated[int, Field(description="optimiser steps", ge=1)] = 1000`; the flag `--steps`,
+its help, its limits and the key `steps` of the TOML file all come from that line.
+"""
+
+import argparse
+import inspect
+import json
+import tomllib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PositiveInt, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+
+class Options(BaseModel):
+    """Base of every command's options; the docstring of a subclass is the command's help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def parse_size(value):
+    """Turns "512x320" into (512, 320); anything else goes on to pydantic as it is."""
+    if not isinstance(value, str):
+        return value
+    width, times, height = value.lower().partition("x")
+    if not (times and width.strip().isdecimal() and height.strip().isdecimal()):
+        raise ValueError("a size is width x height in pixels, such as 512x320")
+    return int(width), int(height)
+
+
+def format_size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+SIZE = BeforeValidator(parse_size)
+Size = Annotated[tuple[PositiveInt, PositiveInt], SIZE, PlainSerializer(format_size, when_used="json")]
+
+
+def read_options(kind: type[Options], arguments: list[str], prog: str) -> Options:
+    """The options that `arguments` give, and the file named by their `--config`; a flag wins over the file.
+
+    Raises:
+        ValueError: one sentence that names the flag or key, its value and what is allowed.
+        FileNotFoundError: the `--config` file does not exist.
+    """
+    given, unknown = make_parser(kind, prog).parse_known_args(arguments)
+    refuse_unknown_flags(unknown, kind)
+    flags = {name: value for name, value in vars(given).items() if name in kind.model_fields}
+    path = getattr(given, "config", None)
+    from_file = read_file(path, kind) if path else {}
+    values = {name: read_word(value, kind.model_fields[name]) for name, value in {**from_file, **flags}.items()}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        where = {name: flag_of(name) for name in kind.model_fields}
+        where |= {name: f"{name} in {path}" for name in from_file.keys() - flags.keys()}
+        raise ValueError("; ".join(describe(e, where, kind) for e in error.errors())) from error
+
+
+def as_toml(options: Options) -> str:
+    """The options as a file that `--config` reads back to the same options."""
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in options.model_dump(mode="json").items())
+
+
+def toml_value(value) -> str:
+    """JSON is TOML for strings, numbers, booleans and lists; TOML has no null, "none" stands for it."""
+    return json.dumps("none" if value is None else value, ensure_ascii=False)
+
+
+def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
+    """One flag for each field. Values stay text: pydantic alone decides what they mean and whether they are allowed."""
+    parser = Parser(
+        prog=prog,
+        description=inspect.getdoc(kind),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, field in kind.model_fields.items():
+        parser.add_argument(flag_of(name), help=help_of(field).replace("%", "%%"), **form_of(field))
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these options; flags win over it")
+    parser.add_argument("--traceback", action="store_true", help="on an error, show where in the code it arose")
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what argparse would print below the usage, so that every error is one line."""
+
+    def error(self, message):
+        raise ValueError(message.removeprefix("argument "))
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def type_of(field: FieldInfo) -> Any:
+    """The field's type without `| None` and without annotations."""
+    kind = field.annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(member for member in get_args(kind) if member is not NoneType)
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def is_size(field: FieldInfo) -> bool:
+    members = (field.annotation, *get_args(field.annotation))
+    return SIZE in field.metadata or any(SIZE in getattr(member, "__metadata__", ()) for member in members)
+
+
+def form_of(field: FieldInfo) -> dict[str, Any]:
+    """What argparse must know: how many values the flag takes, and what the help calls them."""
+    kind = type_of(field)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if is_size(field):
+        return {"metavar": "WxH"}
+    if get_origin(kind) is Literal:
+        return {"metavar": "{" + ",".join(map(str, get_args(kind))) + "}"}
+    if get_origin(kind) in (list, tuple):
+        members = get_args(kind)
+        fixed = get_origin(kind) is tuple and Ellipsis not in members
+        return {"nargs": len(members) if fixed else "+", "metavar": members[0].__name__.upper()}
+    return {"metavar": kind.__name__.upper()}
+
+
+def help_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return f"{field.description} (required)"
+    default = field.get_default(call_default_factory=True)
+    if is_size(field) and default is not None:
+        default = format_size(default)
+    if isinstance(default, list | tuple):
+        default = " ".join(map(str, default)) or None
+    words = {None: "none", True: "yes", False: "no"}
+    shown = words[default] if default is None or isinstance(default, bool) else default
+    return f"{field.description} (default: {shown})"
+
+
+def read_word(value, field: FieldInfo):
+    """Gives the words a flag or TOML file has for what text cannot say: "none", and choices that are numbers."""
+    if not isinstance(value, str):
+        return value
+    if value == "none" and NoneType in get_args(field.annotation):
+        return None
+    kind = type_of(field)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return {str(choice): choice for choice in choices}.get(value, value)
+
+
+def read_file(path: Path, kind: type[Options]) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path} is not a file")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # not TOML, or not text
+        raise ValueError(f"--config {path} is not a TOML file: {error}") from error
+    for name in values.keys() - kind.model_fields.keys():
+        raise ValueError(f"{path}: there is no option {name}{suggestion(name, kind.model_fields)}")
+    return values
+
+
+def refuse_unknown_flags(unknown: list[str], kind: type[Options]):
+    known = [flag_of(name) for name in kind.model_fields] + ["--config", "--traceback"]
+    for word in unknown:
+        flag = word.partition("=")[0]
+        raise ValueError(f"There is no option {flag}{suggestion(flag, known)}")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else "; --help lists the options"
+
+
+def describe(error: ErrorDetails, where: dict[str, str], kind: type[Options]) -> str:
+    """One of pydantic's errors as a sentence for the person who typed the value."""
+    limit = error["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
+    if not error["loc"]:  # the class itself checks how its options go together
+        return limit
+    name = str(error["loc"][0])
+    if error["type"] == "missing":
+        return f"{where[name]} is required: {kind.model_fields[name].description}"
+    return f"{where[name]} is {error['input'] or repr(error['input'])}; {limit}"

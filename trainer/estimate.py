@@ -1,0 +1,157 @@
+"""How much memory a training step will take, found without computing it, and how long one takes."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ..networks.clip import Clip
+from .host import InflatedUNet
+from .losses import noise_loss
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the training device. `activations` is the most that lives at once in a forward and backward pass."""
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.frozen + self.trained + self.gradients + self.optimizer + self.average + self.activations
+
+    def __str__(self) -> str:
+        parts = {
+            "frozen model": self.frozen,
+            "trained weights": self.trained,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "running mean": self.average,
+            "activations": self.activations,
+        }
+        listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
+        return f"{size_text(self.total)} ({listed})"
+
+
+def size_text(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+
+
+def estimate_memory(
+    model: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int], *, average: bool, eight_bit: bool
+) -> Memory:
+    """What a step of `rows` = (clips, frames) with latents of `cells` = (width, height) takes."""
+    parameters = list(model.parameters())
+    trained = sum(bytes_of(p) for p in parameters if p.requires_grad)
+    frozen = sum(bytes_of(t) for t in [*parameters, *model.buffers()] if not t.requires_grad)
+    moments = trained // 2 if eight_bit else 2 * trained  # two numbers a weight, in 1 byte or 4
+    activations = measure_activations(model, rows, cells)
+    return Memory(frozen, trained, trained, moments, trained if average else 0, max(0, activations - trained))
+
+
+def bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def measure_activations(model: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int]) -> int:
+    """The most bytes alive at once in a forward and backward pass, gradients included, beside the weights.
+
+    The pass runs on tensors that have a shape and no data, on the model's own device, so that it takes the kernels
+    that training will take; recomputed layers come out right because it is the same code.
+    """
+    clips, frames = rows
+    with FakeTensorMode() as fake, shapes_only(model, fake):
+        sample, timesteps, text = fake_inputs(model, clips * frames, cells)
+        with LiveBytes() as live:
+            predicted = model(sample, timesteps, text, Clip.of(frames))
+            noise_loss(predicted, sample, frames, "noisy").mean().backward()
+    return live.peak
+
+
+@contextmanager
+def shapes_only(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
+    """Inside, the weights and buffers of a model have a shape and no data. (`torch.func.functional_call` would end
+    before the backward pass, which still needs them where layers are recomputed.)"""
+    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    before = [dict(table) for table in tables]
+    for table in tables:
+        table.update({name: fake.from_tensor(t) for name, t in table.items() if t is not None})
+    try:
+        yield
+    finally:
+        for table, kept in zip(tables, before):
+            table.update(kept)
+
+
+def fake_inputs(model: InflatedUNet, rows: int, cells: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    device = next(model.parameters()).device
+    sample = torch.zeros(rows, 4, cells[1], cells[0], device=device)
+    timesteps = torch.zeros(rows, dtype=torch.long, device=device)
+    text = torch.zeros(rows, 77, model.unet.config.cross_attention_dim, device=device)
+    return sample, timesteps, text
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of tensors made inside, from their creation until nothing refers to them any more."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self._seen = 0, 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self._ignore(t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor))
+        self._count(t for t in tree_iter(out) if isinstance(t, Tensor))
+        return out
+
+    def _ignore(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self._seen.add(tensor.untyped_storage())
+
+    def _count(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage not in self._seen:
+                self._seen.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+
+    def _change(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def time_step(step: Callable[[], Tensor], repeats: int = 2) -> float:
+    """Seconds of the last of `repeats` runs of `step`, which returns its loss; the first one also loads kernels."""
+    seconds = 0.0
+    for _ in range(repeats):
+        began = time.perf_counter()
+        step().item()  # waits for a GPU, which works behind the Python that asks it to
+        seconds = time.perf_counter() - began
+    return seconds
+
+
+def advice(memory: Memory, free: int, *, checkpointing: bool, precision: str) -> str | None:
+    """What to change where a run will not fit into `free` bytes, None where it will."""
+    if memory.total <= 0.95 * free:
+        return None
+    tries = ["--checkpointing"] if not checkpointing else []
+    tries += ["--precision bf16"] if precision == "fp32" else []
+    tries += ["a smaller --size", "fewer --frames", "--eight-bit"]
+    return f"This needs about {memory.total / GIB:.1f} GiB and {free / GIB:.1f} GiB are free: try {', '.join(tries)}."

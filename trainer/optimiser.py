@@ -1,0 +1,92 @@
+"""How the weights move: AdamW, its learning rate as a function of the step, and a running mean of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+GAMMA_FACTOR = 10.0
+"""The mixing gates start at zero and hold back the gradients of all behind them; they may move faster than the rest."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up, then linear decay towards zero after the last step. `warm_up` is cut to half of a short run."""
+
+    steps: int
+    learning_rate: float
+    warm_up: int = 100
+
+    def at(self, step: int) -> float:
+        """The learning rate of step 1, 2, … `steps`."""
+        top = max(1, min(self.warm_up, self.steps // 2))
+        if step <= top:
+            return self.learning_rate * step / top
+        return self.learning_rate * (self.steps - step + 1) / (self.steps - top + 1)
+
+
+def make_optimizer(model: nn.Module, eight_bit: bool = False) -> Optimizer:
+    """AdamW with (0.9, 0.999) and weight decay 0.01; `set_learning_rate` gives it its rate at every step.
+
+    Raises:
+        ValueError: `eight_bit` was asked for and bitsandbytes is not installed.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    gates = [parameter for name, parameter in named if is_gate(name)]
+    others = [parameter for name, parameter in named if not is_gate(name)]
+    groups = [{"params": others, "factor": 1.0}, {"params": gates, "factor": GAMMA_FACTOR}]
+    kind = eight_bit_adamw() if eight_bit else AdamW
+    return kind([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2)
+
+
+def is_gate(name: str) -> bool:
+    return name.rpartition(".")[2] == "gamma"
+
+
+def eight_bit_adamw() -> type[Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise ValueError(
+            "--eight-bit needs bitsandbytes: pip install bitsandbytes, or leave --eight-bit out."
+        ) from None
+    return AdamW8bit
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A running mean of all weights; update it after every step."""
+    return AveragedModel(model, multi_avg_fn=partial(move_average, decay), use_buffers=False)
+
+
+def move_average(decay: float, averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+    """average <- d average + (1 - d) current; d rises from 0.1 to `decay`, so that the start is soon forgotten."""
+    n = float(updates)
+    torch._foreach_lerp_(list(averages), list(current), 1 - min(decay, (1 + n) / (10 + n)))
+
+
+class Diverged(ValueError):
+    """Training met NaN or infinity; it stopped before the weights were touched."""
+
+
+def check_finite(step: int, loss: float, norm: float, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Raises Diverged, with the step and a parameter, where the loss or the norm of all gradients is not finite."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    bad = [name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all()]
+    where = f"the gradient of {bad[0]}" + (f" and {len(bad) - 1} more" if bad[1:] else "") if bad else "no gradient"
+    raise Diverged(
+        f"Step {step} stopped before its update: the loss is {loss:g} and {where} is not finite. The last save is"
+        " whole; a lower --learning-rate or --precision fp32 may help."
+    )

@@ -1,0 +1,139 @@
+"""The options of every command. Imports pydantic only, so that `--help` answers at once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .config import Options, Size
+
+
+class ClipOptions(Options):
+    """What the commands that read clips share."""
+
+    videos: Annotated[Path, Field(description="folder with the clips: videos, GIFs, folders of numbered pictures")]
+    caption: Annotated[str | None, Field(description="one caption for all clips, instead of those beside them")] = None
+    fps: Annotated[float, Field(ge=1, le=120, description="frames a second that are taken from each clip")] = 8
+    frames: Annotated[int, Field(ge=2, le=256, description="frames of a training clip")] = 16
+    size: Annotated[Size, Field(description="width x height in pixels, scaled and cropped to")] = (512, 320)
+    crop: Annotated[Literal["center", "random"], Field(description="which part of a wider or taller clip is seen")] = (
+        "center"
+    )
+    skip_bad: Annotated[bool, Field(description="go on without the clips that cannot be used")] = False
+
+    @field_validator("size")
+    @classmethod
+    def size_in_cells(cls, size):
+        if min(size) < 8 or size[0] % 8 or size[1] % 8:
+            raise ValueError("width and height must be multiples of 8, such as 512x320")
+        return size
+
+
+class DemoOptions(Options):
+    """Train on a few drawn clips and show what was learnt, on a machine with nothing but Python.
+
+    Makes a small base model, ten clips of a motion, a motion file, and a clip without and with it. A second call goes
+    on after the last part that was finished, and after the last save of the motion.
+    """
+
+    output: Annotated[Path, Field(description="folder for everything")] = Path("demo")
+    motion: Annotated[Literal["swing", "grow", "orbit"], Field(description="what the drawn shapes do")] = "swing"
+    base: Annotated[Path | None, Field(description="a base made before by `toy`; none: one is made now")] = None
+    base_steps: Annotated[int, Field(ge=0, description="training steps of that base")] = 600
+    steps: Annotated[int, Field(ge=1, description="training steps of the motion")] = 1000
+    seed: Annotated[int, Field(ge=0, description="seed of everything")] = 0
+
+
+class ToyOptions(Options):
+    """Make a small Stable Diffusion checkpoint to learn and test with."""
+
+    output: Annotated[Path, Field(description="the checkpoint to write; its contact sheet goes beside it")] = Path(
+        "toy.safetensors"
+    )
+    steps: Annotated[int, Field(ge=0, description="training steps of the U-Net; 0 writes random weights")] = 2000
+    autoencoder_steps: Annotated[int, Field(ge=0, description="training steps of the autoencoder")] = 1100
+    unet: Annotated[Literal["small", "medium", "sd15"], Field(description="36.7, 44.3 or 111.5 M parameters")] = (
+        "medium"
+    )
+    batch_size: Annotated[int, Field(ge=1, description="pictures in a training step of the U-Net")] = 32
+    learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of the U-Net")] = 6e-4
+    seed: Annotated[int, Field(ge=0, description="seed of the weights and of everything drawn")] = 0
+
+
+class CheckOptions(ClipOptions):
+    """Report which clips training would use, and why others cannot be."""
+
+    output: Annotated[Path, Field(description="folder for the contact sheet")] = Path("check")
+
+
+class FewShotOptions(ClipOptions):
+    """Learn one motion from a handful of clips.
+
+    Writes one folder: the motion file, a workflow that uses it, options, log, previews and saves. A file called `save`
+    or `save_quit` in that folder does what it says; Ctrl-C saves and stops; --resume goes on.
+    """
+
+    base: Annotated[Path, Field(description="SD1.5-family model: a diffusers folder, a .safetensors or .ckpt file")]
+    output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
+        "runs/motion"
+    )
+    resume: Annotated[bool, Field(description="go on from the last save in the output folder")] = False
+
+    steps: Annotated[int, Field(ge=1, description="optimiser steps; the paper took up to 16000")] = 2000
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="highest rate of AdamW; the paper's was 3e-5")] = 1e-4
+    warm_up: Annotated[int, Field(ge=0, description="steps of rising rate, at most half of all; then it falls")] = 100
+    batch_size: Annotated[int, Field(ge=1, description="clips computed at once, for each process")] = 1
+    accumulation: Annotated[int, Field(ge=1, description="batches before each update")] = 1
+    seed: Annotated[int, Field(ge=0, description="seed of the weights, the order, the noise and the samples")] = 0
+
+    queries: Annotated[
+        Literal["lora", "full", "none"], Field(description="what trains of the query projections: a LoRA, all, nothing")
+    ] = "lora"
+    rank: Annotated[int, Field(ge=1, le=320, description="rank of the LoRA on the queries")] = 16
+    memory: Annotated[
+        Literal["gated_scan", "paper_rnn", "none"],
+        Field(description="recurrence in the self-attentions: gated and parallel, as printed in the paper, none"),
+    ] = "gated_scan"
+    frame_attention: Annotated[bool, Field(description="attention over frames in every transformer block")] = True
+    temporal_blocks: Annotated[bool, Field(description="AnimateDiff's motion block after every unit as well")] = False
+
+    caption_dropout: Annotated[float, Field(ge=0, le=1, description="share of clips seen without their caption")] = 0.1
+    first_frame: Annotated[
+        Literal["noisy", "clean"],
+        Field(
+            description="clean: the first frame is given, and no part of the loss; needs image-to-video wiring later"
+        ),
+    ] = "noisy"
+    ema: Annotated[
+        float | None,
+        Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),
+    ] = 0.995
+
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(description="auto: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU"),
+    ] = "auto"
+    checkpointing: Annotated[
+        bool, Field(description="compute layers again in the backward pass: far less memory, a third more time")
+    ] = True
+    eight_bit: Annotated[bool, Field(description="8-bit AdamW; needs bitsandbytes")] = False
+    deterministic: Annotated[
+        bool,
+        Field(description="on a GPU: slower kernels whose sums have one order, so that a resume is exact to the bit"),
+    ] = False
+
+    held_out: Annotated[int, Field(ge=0, description="clips kept from training, to measure the loss on")] = 0
+    held_out_every: Annotated[int, Field(ge=1, description="steps between measurements with fixed noise")] = 100
+    save_every: Annotated[int, Field(ge=1, description="steps between saves")] = 250
+    keep: Annotated[int, Field(ge=1, description="saves that are kept")] = 3
+    preview_every: Annotated[int | None, Field(ge=1, description="steps between previews; or none")] = 250
+    preview_caption: Annotated[str | None, Field(description="caption of the previews; none: the first clip's")] = None
+    preview_steps: Annotated[int, Field(ge=1, le=1000, description="DDIM steps of a preview")] = 25
+    guidance: Annotated[float, Field(ge=1, le=50, description="classifier-free guidance of a preview")] = 7.5
+    cache: Annotated[Path, Field(description="folder of encoded clips and captions, for all runs")] = Path("runs/cache")
+
+    @model_validator(mode="after")
+    def trains_something(self):
+        if self.queries == self.memory == "none" and not (self.frame_attention or self.temporal_blocks):
+            raise ValueError("nothing would train: leave one of --queries, --memory, --frame-attention on")
+        return self
