@@ -1,0 +1,11 @@
+"""The nodes that ComfyUI shows: schemas and one call each."""
+
+from .compat import ComfyExtension
+from .load import RecurrentMotionLoRA, STUNetLoader
+
+
+class StillmotionExtension(ComfyExtension):
+    """What ComfyUI's loader asks for."""
+
+    async def get_node_list(self):
+        return [STUNetLoader, RecurrentMotionLoRA]

@@ -1,0 +1,5 @@
+"""The one import of ComfyUI's node API."""
+
+from comfy_api.latest import ComfyExtension, io
+
+__all__ = ["ComfyExtension", "io"]

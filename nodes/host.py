@@ -1,0 +1,246 @@
+"""Attaches inflations to a ComfyUI MODEL through the host's own wrappers, without touching the shared model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..networks.clip import Clip
+from ..networks.inflation import Attached, Inflation, InflationConfig, without_queries
+from ..networks.motion_file import MotionInfo, check_fits, read_motion_file
+from ..networks.sites import Structure, structure_from_ldm
+from .unet import run_unet
+
+KEY = "stillmotion"
+log = logging.getLogger(KEY)
+
+
+def structure_of(model) -> Structure:
+    """The structure of a MODEL's U-Net. Raises ValueError where it has none of Stable Diffusion's shape."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.model.diffusion_model.state_dict().items()}
+    if any(".time_stack." in name for name in shapes):
+        raise ValueError("This model is a video model already (SVD); motion files are for image models.")
+    return structure_from_ldm(shapes)
+
+
+@dataclass(eq=False)
+class LoadedMotion:
+    """A motion file in memory: its queries, which the host merges, and the patcher of the rest, where there is any."""
+
+    path: Path
+    info: MotionInfo
+    queries: dict[str, Tensor]
+    patcher: comfy.model_patcher.ModelPatcher | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one motion file of a MODEL is used; it keeps the file in memory as long as the MODEL is there."""
+
+    motion: LoadedMotion
+    temporal: float
+    memory: float
+    frames_per_clip: int
+
+
+_loaded: WeakValueDictionary[tuple, LoadedMotion] = WeakValueDictionary()
+"""Files that some MODEL uses: several nodes share one copy, and a change of strength does not read the file again."""
+
+
+def load_motion(path: Path) -> LoadedMotion:
+    """The file, read anew where it has changed on disk. Raises FileNotFoundError, MotionFileError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no motion file {path}.")
+    stamp = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
+    loaded = _loaded.get(stamp)
+    if loaded is None:
+        info, tensors = read_motion_file(path)
+        queries = {name: tensor for name, tensor in tensors.items() if ".queries." in name}
+        rest = without_queries(info.config) != InflationConfig()
+        loaded = LoadedMotion(path, info, queries, make_patcher(path, info, tensors) if rest else None)
+        _loaded[stamp] = loaded
+    return loaded
+
+
+def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disable_dynamic: bool = False):
+    """The host's handle of an inflation without its queries."""
+    with torch.device("meta"):
+        inflation = Inflation(without_queries(info.config), info.structure, comfy.ops.manual_cast)
+    inflation.load_state_dict({n: t for n, t in tensors.items() if ".queries." not in n}, assign=True)
+    plain = comfy.model_patcher.ModelPatcher
+    patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+    patcher = patcher_class(
+        inflation.eval().requires_grad_(False),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    patcher.cached_patcher_init = (load_patcher, (path,))  # older hosts do not look at it
+    return patcher
+
+
+def load_patcher(path: Path, disable_dynamic: bool = False):
+    """Another handle of the same file: how the host makes copies for further devices."""
+    return make_patcher(path, *read_motion_file(path), disable_dynamic)
+
+
+def attach(model, motion: LoadedMotion, *, temporal: float, memory: float, queries: float, frames_per_clip: int = 0):
+    """A clone of MODEL with a motion file attached; may be repeated in any order.
+
+    Args:
+        temporal, memory, queries: strengths of the parts over time, of the recurrence, and of the trained queries.
+        frames_per_clip: 0 where all frames of a LATENT are one clip.
+
+    Raises:
+        MotionFileError: the file was made for another kind of model.
+    """
+    check_fits(motion.path, motion.info, structure_of(model))
+    model = model.clone()
+    _add_queries(model, motion.queries, queries)
+    if motion.patcher:
+        settings = Settings(motion, temporal, memory, frames_per_clip)
+        patchers = [*model.get_additional_models_with_key(KEY), motion.patcher.clone()]
+        model.set_additional_models(KEY, patchers)
+        model.set_attachments(KEY, (*(model.get_attachment(KEY) or ()), settings))
+        _wrap(model)
+    return model
+
+
+def _add_queries(model, tensors: dict[str, Tensor], strength: float) -> None:
+    """The host merges them into its query matrices like any other LoRA."""
+    names = {"down.weight": "lora_down.weight", "up.weight": "lora_up.weight", "diff.weight": "diff"}
+    lora, keys = {}, {}
+    for name, tensor in tensors.items():
+        site, kind = name.split(".queries.")
+        lora[f"{site}.{names[kind]}"] = tensor
+        keys[site] = f"diffusion_model.{site}.to_q.weight"
+    patched = model.add_patches(comfy.lora.load_lora(lora, keys), strength)
+    if missing := sorted(set(keys.values()) - set(patched)):
+        raise ValueError(f"This model has no {missing[0]}, which the motion file changes.")
+
+
+def _wrap(model) -> None:
+    wrappers = {
+        WrappersMP.OUTER_SAMPLE: outer_sample,
+        WrappersMP.PREPARE_SAMPLING: prepare_sampling,
+        WrappersMP.APPLY_MODEL: apply_model,
+        WrappersMP.DIFFUSION_MODEL: diffusion_model,
+    }
+    for kind, wrapper in wrappers.items():
+        if not model.get_wrappers(kind, KEY):
+            model.add_wrapper_with_key(kind, KEY, wrapper)
+
+
+def outer_sample(executor, noise, *args, **kwargs):
+    """Once per run: checks the clip, and notes its length where the layers will look for it."""
+    guider = executor.class_obj
+    if guider.model_patcher.get_additional_models_with_key("ADE"):
+        raise ValueError("AnimateDiff-Evolved and Stillmotion are attached to the same model; use one of them.")
+    frames = frames_per_clip(noise.shape[0], guider.model_patcher.get_attachment(KEY))
+    guider.model_options["transformer_options"][KEY] = Run(frames)
+    return executor(noise, *args, **kwargs)
+
+
+def frames_per_clip(rows: int, attached: tuple[Settings, ...]) -> int:
+    """How many of a LATENT's frames make a clip.
+
+    Raises:
+        ValueError: the motion files of this model ask for different lengths, or for one that does not divide `rows`.
+    """
+    asked = {s.frames_per_clip for s in attached if s.frames_per_clip}
+    if len(asked) > 1:
+        raise ValueError(f"The motion files of this model ask for clips of {sorted(asked)} frames; give one length.")
+    frames = asked.pop() if asked else rows
+    if rows % frames:
+        raise ValueError(f"The latent has {rows} frames, which are no whole number of clips of {frames} frames.")
+    for s in attached:
+        if frames == 1 or frames > 2 * s.motion.info.frames:
+            log.warning(
+                "%s was trained on clips of %d frames; here they have %d: set batch_size of the latent, or"
+                " frames_per_clip of the STUNet Loader, nearer to that.",
+                *(s.motion.path.name, s.motion.info.frames, frames),
+            )
+    return frames
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one sampling run hands down to its forwards."""
+
+    frames: int
+    attached: tuple[Attached, ...] = ()
+
+
+def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
+    """The host's memory estimate counts its own layers; more frames in it make room for ours."""
+    required = model.model.memory_required(list(noise_shape))
+    rows = math.ceil(noise_shape[0] * (1 + _extra_memory(model, noise_shape) / required)) if required else 0
+    return executor(model, [max(rows, noise_shape[0]), *noise_shape[1:]], *args, **kwargs)
+
+
+PEAKS = {"temporal": 20, "memory": 11, "frames": 5}
+"""How many tensors the size of its activations a part holds at once at its worst (measured, fp16)."""
+
+
+def _extra_memory(model, noise_shape) -> int:
+    """Bytes that the hungriest of our layers needs, at the finest level."""
+    inflations = [patcher.model for patcher in model.get_additional_models_with_key(KEY)]
+    peaks = [PEAKS[part] * i.structure.levels[0].width for i in inflations for part in i.config.to_json()]
+    pixels = noise_shape[0] * math.prod(noise_shape[2:])
+    return max(peaks, default=0) * pixels * comfy.model_management.dtype_size(model.model_dtype())
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+    """Finds the inflations on the device of this call: the host keeps one copy of model and inflation per device."""
+    patcher = executor.class_obj.current_patcher
+    loaded = zip(patcher.get_additional_models_with_key(KEY), patcher.get_attachment(KEY))
+    attached = tuple(Attached(p.model, s.temporal, s.memory) for p, s in loaded)
+    run = transformer_options.get(KEY) or Run(0)
+    options = {**transformer_options, KEY: Run(run.frames, attached)}
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+    """Puts our loop in the place of the host's forward; the wrappers of other packs still run around it."""
+    run = transformer_options[KEY]
+    clip = clip_of(x.shape[0], transformer_options, run.frames)
+    executor.original = partial(run_unet, executor.class_obj, run.attached, clip)
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+def clip_of(rows: int, transformer_options: dict, frames: int) -> Clip:
+    """Which frames the rows of one forward are: those of the sampler's window, or whole clips.
+
+    Args:
+        rows: of the batch, all conditions together.
+        frames: of a clip of this run, 0 where nobody noted it.
+    """
+    per_condition = rows // len(transformer_options.get("cond_or_uncond", [0]))
+    for indices in (_core_window(transformer_options), _pack_window(transformer_options)):
+        if indices and len(indices) == per_condition:
+            return Clip(tuple(indices))
+    return Clip.of(frames if frames and per_condition % frames == 0 else per_condition)
+
+
+def _core_window(transformer_options: dict) -> list[int]:
+    window = transformer_options.get("context_window")
+    if window is None or window.dim != 0:
+        return []
+    anchor = getattr(window, "causal_anchor_index", None)
+    return [*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list]
+
+
+def _pack_window(transformer_options: dict) -> list[int]:
+    """`ad_params` is how the packs that bring their own windows name the frames of one."""
+    return list((transformer_options.get("ad_params") or {}).get("sub_idxs") or [])

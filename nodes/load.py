@@ -1,0 +1,118 @@
+"""Nodes that attach motion files to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from .compat import io
+from .host import attach, load_motion
+from .schedule import set_schedule
+
+FOLDER = "stillmotion"
+
+
+def _register_folder() -> None:
+    folder = Path(folder_paths.models_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    folder_paths.add_model_folder_path(FOLDER, str(folder))
+    folder_paths.folder_names_and_paths[FOLDER][1].add(".safetensors")  # without it every file would be listed
+
+
+_register_folder()
+
+
+def _motion_file_input():
+    return io.Combo.Input(
+        "motion_file",
+        options=folder_paths.get_filename_list(FOLDER),
+        tooltip="A file in models/stillmotion, made by `python -m trainer fewshot`.",
+    )
+
+
+def _path(motion_file: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, motion_file))
+
+
+def _changed(motion_file: str) -> int:
+    """A file that was trained again under its old name is another input."""
+    return _path(motion_file).stat().st_mtime_ns
+
+
+def _strength(name: str, tooltip: str):
+    return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
+
+
+class STUNetLoader(io.ComfyNode):
+    """Attaches a motion file of any kind, whole."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionSTUNetLoader",
+            display_name="STUNet Loader",
+            category="stillmotion/load",
+            description="Turns an image model into the video model that a motion file describes. LoRAs, ControlNets"
+            " and attention patches on the model go on working.",
+            inputs=[
+                io.Model.Input("model", tooltip="A checkpoint of the family that the motion file was made for."),
+                _motion_file_input(),
+                _strength("strength", "Factor of all that the file adds. 0: the image model, 1: as trained."),
+                io.Int.Input(
+                    "frames_per_clip",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Frames of one clip, where a latent batch holds several. 0: the whole batch is one clip.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=["from file", "from model"],
+                    tooltip="Noise schedule to sample on: the one the file was trained on, or the model's own.",
+                ),
+            ],
+            outputs=[io.Model.Output("video_model", display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, motion_file, strength, frames_per_clip, schedule) -> io.NodeOutput:
+        motion = load_motion(_path(motion_file))
+        model = attach(
+            model, motion, temporal=strength, memory=strength, queries=strength, frames_per_clip=frames_per_clip
+        )
+        return io.NodeOutput(set_schedule(model, motion, from_file=schedule == "from file"))
+
+    @classmethod
+    def fingerprint_inputs(cls, motion_file, **others):
+        return _changed(motion_file)
+
+
+class RecurrentMotionLoRA(io.ComfyNode):
+    """Attaches a few-shot motion file, with a strength for each of its halves."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionRecurrentMotionLoRA",
+            display_name="Recurrent Motion LoRA",
+            category="stillmotion/load",
+            description="Adds a motion learnt from a few clips. Several can be chained, in any order.",
+            inputs=[
+                io.Model.Input("model", tooltip="An image model, or one with other motion files on it."),
+                _motion_file_input(),
+                _strength("lora_strength", "Factor of the trained queries, that is of what each frame looks for."),
+                _strength("memory_strength", "Factor of the recurrent memory and the attention over frames."),
+            ],
+            outputs=[io.Model.Output("video_model", display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, motion_file, lora_strength, memory_strength) -> io.NodeOutput:
+        motion = load_motion(_path(motion_file))
+        model = attach(model, motion, temporal=memory_strength, memory=memory_strength, queries=lora_strength)
+        return io.NodeOutput(set_schedule(model, motion, from_file=False))
+
+    @classmethod
+    def fingerprint_inputs(cls, motion_file, **others):
+        return _changed(motion_file)

@@ -1,0 +1,34 @@
+"""Help pages for artists: one for each node, with every input on it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGES = Path(__file__).resolve().parents[2] / "web/docs"
+
+
+def inputs_on(page):
+    """Names and ranges in the table of inputs."""
+    table = page.partition("## Inputs")[2].partition("##")[0]
+    return {name: cell.strip() for name, cell in re.findall(r"^\| `(\w+)` \|([^|]*)\|", table, re.MULTILINE)}
+
+
+def test_every_node_has_a_page_and_every_page_a_node(pack):
+    assert {path.stem for path in PAGES.glob("*.md")} == set(pack)
+
+
+def test_a_page_names_every_input_with_its_range(pack):
+    for id, node in pack.items():
+        schema, page = node.GET_SCHEMA(), (PAGES / f"{id}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {schema.display_name}\n")
+        told = inputs_on(page)
+        assert set(told) == {i.id for i in schema.inputs}, f"the inputs on the page of {id}"
+        for i in schema.inputs:
+            if getattr(i, "max", None) is not None:
+                assert told[i.id] == f"{i.min:g} to {i.max:g}", f"the range of {i.id} on the page of {id}"
+
+
+@pytest.mark.parametrize("heading", ["## Inputs", "## Wiring", "## What goes wrong, and what to do"])
+def test_a_page_has_what_its_readers_look_for(heading):
+    assert all(heading in page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))

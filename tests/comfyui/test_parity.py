@@ -1,0 +1,134 @@
+"""One motion file, the same base weights, both hosts, the same input: the same output."""
+
+import copy
+
+import pytest
+import torch
+from stillmotion.networks.clip import Clip
+from stillmotion.networks.inflation import (
+    Attached,
+    Frames,
+    Inflation,
+    InflationConfig,
+    Memory,
+    Queries,
+    Temporal,
+)
+from stillmotion.networks.motion_file import MotionInfo, write_motion_file
+from stillmotion.networks.sites import structure_from_ldm
+
+CONFIGS = {
+    "temporal": InflationConfig(temporal=Temporal()),
+    "temporal over the clip, with middle": InflationConfig(temporal=Temporal(norm_scope="clip", middle=True)),
+    "frames": InflationConfig(frames=Frames()),
+    "gated scan": InflationConfig(memory=Memory()),
+    "paper rnn": InflationConfig(memory=Memory("paper_rnn")),
+    "query lora": InflationConfig(queries=Queries(4)),
+    "query matrices": InflationConfig(queries=Queries(None)),
+    "all": InflationConfig(Temporal(), Frames(), Memory(), Queries(4)),
+}
+
+
+def same_unet_in_diffusers(unet, family):
+    from diffusers import UNet2DConditionModel
+    from stillmotion.trainer.ldm_names import layer_names, rename
+
+    attended, plain = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+    fine = plain if family == "sdxl" else attended
+    tensors = unet.state_dict()
+    config = {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": (fine[0], attended[0]),
+        "up_block_types": (attended[1], fine[1]),
+        "cross_attention_dim": structure_from_ldm({n: tuple(t.shape) for n, t in tensors.items()}).context,
+        "attention_head_dim": 8 if family == "sd15" else (2, 4),
+        "use_linear_projection": family != "sd15",
+    }
+    if family == "sdxl":
+        config |= {"transformer_layers_per_block": (1, 2), "addition_embed_type": "text_time"}
+        config |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64}
+    other = UNet2DConditionModel(**config)
+    structure = structure_from_ldm({n: tuple(t.shape) for n, t in tensors.items()})
+    other.load_state_dict(rename(tensors, layer_names(structure)))
+    return other.eval(), structure
+
+
+def trained(config, structure):
+    """As if it had been trained: nothing is zero any more."""
+    inflation = Inflation(config, structure)
+    for name, parameter in inflation.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("gamma" in name), std=0.1)
+    return inflation.requires_grad_(False)
+
+
+def in_comfyui(unet, path, x, timesteps, context, y, frames):
+    """The wrappers' work by hand: queries merged into the weights, the rest attached to the loop."""
+    from stillmotion.nodes.host import _add_queries, load_motion
+    from stillmotion.nodes.unet import run_unet
+
+    motion, model = load_motion(path), FakeModel(unet)
+    _add_queries(model, motion.queries, 1.0)
+    attached = [Attached(motion.patcher.model)] if motion.patcher else []
+    with model.patched():
+        return run_unet(unet, attached, Clip.of(frames), x, timesteps, context, y, transformer_options={})
+
+
+class FakeModel:
+    """A MODEL around a bare U-Net, with the host's own ModelPatcher at its core."""
+
+    def __init__(self, unet):
+        import comfy.model_patcher
+
+        holder = torch.nn.Module()
+        holder.diffusion_model = unet
+        self.patcher = comfy.model_patcher.ModelPatcher(holder, torch.device("cpu"), torch.device("cpu"))
+
+    def add_patches(self, patches, strength):
+        return self.patcher.add_patches(patches, strength)
+
+    def patched(self):
+        return self.patcher.use_ejected() if not self.patcher.patches else Patched(self.patcher)
+
+
+class Patched:
+    def __init__(self, patcher):
+        self.patcher = patcher
+
+    def __enter__(self):
+        self.patcher.patch_model(torch.device("cpu"))
+
+    def __exit__(self, *error):
+        self.patcher.unpatch_model(torch.device("cpu"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_both_hosts_agree(small_unet, tmp_path, name, family):
+    from stillmotion.trainer.host import InflatedUNet
+
+    unet = small_unet(family)
+    config, (other, structure) = CONFIGS[name], same_unet_in_diffusers(unet, family)
+    inflation = trained(config, structure)
+    path = tmp_path / "motion.safetensors"
+    write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure))
+    still, video = InflatedUNet(copy.deepcopy(other)), InflatedUNet(other, inflation)
+    for frames in (1, 5, 16):
+        *given, added, y = inputs(other, structure, frames)
+        theirs = video(*given, Clip.of(frames), added)
+        ours = in_comfyui(unet, path, *given, y, frames)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        changes = frames > 1 or config.temporal or config.frames or config.queries  # a memory needs a frame before
+        assert ((theirs - still(*given, Clip.of(frames), added)).abs().max() > 1e-2) == bool(changes)
+
+
+def inputs(unet, structure, frames):
+    """Sample, timesteps and text for cond and uncond, and SDXL's further conditions as either host wants them."""
+    rows = 2 * frames
+    given = torch.randn(rows, 4, 6, 10), torch.full((rows,), 500), torch.randn(rows, 9, structure.context)
+    if structure.family != "sdxl":
+        return *given, None, None
+    added = {"text_embeds": torch.randn(rows, 64 - 6 * 8), "time_ids": torch.rand(rows, 6)}
+    embedded = unet.add_time_proj(added["time_ids"].flatten()).reshape(rows, -1)
+    return *given, added, torch.cat([added["text_embeds"], embedded], dim=-1)
