@@ -1,0 +1,1 @@
+"""What happens around a network while it samples: pure functions of tensors."""
