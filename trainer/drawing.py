@@ -99,11 +99,15 @@ def split_scenes() -> tuple[list[Scene], list[Scene]]:
     return [s for s in scenes if not is_held_out(s)], [s for s in scenes if is_held_out(s)]
 
 
-def random_places(count: int, generator: Generator, radii: tuple[float, float] = RADII) -> tuple[Tensor, Tensor]:
-    """Centres (count, 2) as (y, x) and radii (count,) such that most of the free room around a shape is used."""
-    lowest, highest = radii
-    radius = lowest + (highest - lowest) * torch.rand(count, generator=generator)
-    room = 0.85 * (0.5 - radius)
+def random_places(count: int, generator: Generator, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Centres (count, 2) as (y, x) and radii (count,).
+
+    Args:
+        spread: 0 puts every shape in the middle at the mean of RADII; 1 takes all radii and most of the free room.
+    """
+    lowest, highest = RADII
+    radius = (lowest + highest) / 2 + spread * (highest - lowest) * (torch.rand(count, generator=generator) - 0.5)
+    room = spread * 0.85 * (0.5 - radius)
     return 0.5 + room[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1), radius
 
 
@@ -134,11 +138,11 @@ def pixel_grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def random_pictures(
-    scenes: Sequence[Scene], count: int, size: tuple[int, int], generator: Generator
+    scenes: Sequence[Scene], count: int, size: tuple[int, int], generator: Generator, spread: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Pictures of scenes drawn by lot, (count, 3, height, width), and which scene each one shows, (count,)."""
     chosen = torch.randint(len(scenes), (count,), generator=generator)
-    centres, radii = random_places(count, generator)
+    centres, radii = random_places(count, generator, spread)
     return draw([scenes[i] for i in chosen.tolist()], centres, radii, size), chosen
 
 

@@ -55,8 +55,8 @@ class ToyOptions(Options):
     unet: Annotated[Literal["small", "medium", "sd15"], Field(description="36.7, 44.3 or 111.5 M parameters")] = (
         "medium"
     )
-    batch_size: Annotated[int, Field(ge=1, description="pictures in a training step of the U-Net")] = 32
-    learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of the U-Net")] = 6e-4
+    batch_size: Annotated[int, Field(ge=1, description="pictures in a training step of the U-Net")] = 16
+    learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of the U-Net")] = 3e-4
     seed: Annotated[int, Field(ge=0, description="seed of the weights and of everything drawn")] = 0
 
 

@@ -52,7 +52,7 @@ def train_unet(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step, recipe.steps))
     progress = trange(1, recipe.steps + 1, desc="U-Net", unit="step")
-    for step, batch in zip(progress, batches(base, scenes, recipe.batch_size, generator)):
+    for step, batch in zip(progress, batches(base, scenes, recipe, generator)):
         loss = denoising_loss(unet, *batch, generator)
         optimiser.zero_grad()
         loss.backward()
@@ -73,12 +73,24 @@ def warm_cosine(step: int, steps: int, warm_up: int = 40) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * min(1, (step - warm_up) / max(1, steps - warm_up)))
 
 
-def batches(base: Base, scenes: Sequence[Scene], count: int, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless pairs of scaled latents (n, 4, 8, 8) and text (n, 77, 768), both on the U-Net's device."""
+def spread_at(progress: float) -> float:
+    """How widely shapes are strewn after a share of the steps: near the middle for a quarter, everywhere after 0.7.
+
+    Shapes that lie at one place and in one size follow their captions after a few hundred steps; strewn from the
+    start, they do not after two thousand.
+    """
+    return 0.15 + 0.85 * min(1, max(0, (progress - 0.25) / 0.45))
+
+
+def batches(
+    base: Base, scenes: Sequence[Scene], recipe: Recipe, generator: Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A pair for each step: scaled latents (n, 4, 8, 8) and text (n, 77, 768), both on the U-Net's device."""
     device = base.unet.device
     ids = token_ids(base.tokenizer, ["", *captions_of(scenes)]).to(device)
-    while True:
-        pictures, scene = random_pictures(scenes, count, (PICTURE, PICTURE), generator)
+    for step in range(recipe.steps):
+        spread = spread_at(step / recipe.steps)
+        pictures, scene = random_pictures(scenes, recipe.batch_size, (PICTURE, PICTURE), generator, spread)
         caption = random_captions(scene, generator).to(device)
         with torch.no_grad():
             with mixed_precision(device):

@@ -71,6 +71,11 @@ def test_random_shapes_lie_within_the_picture():
     assert room.min() > 0 and radii.min() >= 0.27 and radii.max() <= 0.4
 
 
+def test_no_spread_puts_every_shape_in_the_middle():
+    centres, radii = random_places(50, seeded(), spread=0)
+    assert (centres == 0.5).all() and radii.unique().tolist() == pytest.approx([0.335])
+
+
 def test_the_judge_reads_what_was_drawn():
     pictures, scene = random_pictures(all_scenes(), 40, (64, 64), seeded())
     noisy = pictures + 0.1 * torch.randn(pictures.shape)

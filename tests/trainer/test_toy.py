@@ -20,6 +20,7 @@ from stillmotion.trainer.toy_training import (
     denoising_loss,
     random_captions,
     sample_pictures,
+    spread_at,
     train_unet,
     warm_cosine,
 )
@@ -124,9 +125,15 @@ def test_training_lowers_the_loss_and_a_seed_names_its_result(base):
     trained, again = train(), train()
     assert len(saved) == 4
     assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), again.state_dict().values()))
-    batch = next(batches(base, scenes, 32, torch.Generator().manual_seed(8)))
+    batch = next(batches(base, scenes, Recipe(1, 32, 1e-3), torch.Generator().manual_seed(8)))
     before, after = (denoising_loss(u, *batch, torch.Generator().manual_seed(9)) for u in (start, trained))
     assert after < 0.8 * before
+
+
+def test_shapes_are_strewn_more_and_more_widely():
+    spreads = [spread_at(step / 20) for step in range(21)]
+    assert spreads == sorted(spreads)
+    assert (spreads[0], spreads[5], spreads[15], spreads[20]) == (0.15, 0.15, 1, 1)
 
 
 def test_sampling_follows_the_seed_and_the_caption(base):
