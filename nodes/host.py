@@ -152,16 +152,25 @@ def outer_sample(executor, noise, *args, **kwargs):
     return executor(noise, *args, **kwargs)
 
 
+def asked_frames(attached: tuple[Settings, ...]) -> int | None:
+    """Frames in a clip as the motion files of a model ask for them; None where the whole LATENT is one clip.
+
+    Raises:
+        ValueError: they ask for different lengths.
+    """
+    asked = {s.frames_per_clip for s in attached if s.frames_per_clip}
+    if len(asked) > 1:
+        raise ValueError(f"The motion files of this model ask for clips of {sorted(asked)} frames; give one length.")
+    return asked.pop() if asked else None
+
+
 def frames_per_clip(rows: int, attached: tuple[Settings, ...]) -> int:
     """How many of a LATENT's frames make a clip.
 
     Raises:
         ValueError: the motion files of this model ask for different lengths, or for one that does not divide `rows`.
     """
-    asked = {s.frames_per_clip for s in attached if s.frames_per_clip}
-    if len(asked) > 1:
-        raise ValueError(f"The motion files of this model ask for clips of {sorted(asked)} frames; give one length.")
-    frames = asked.pop() if asked else rows
+    frames = asked_frames(attached) or rows
     if rows % frames:
         raise ValueError(f"The latent has {rows} frames, which are no whole number of clips of {frames} frames.")
     for s in attached:
