@@ -1,0 +1,119 @@
+"""Windows of a clip that is too long for one forward, and what the predictions for them are fused to.
+
+The rule of Lumiere's temporal MultiDiffusion: at every denoising step the network runs on each window, and the clip's
+prediction is the one that is nearest to all of theirs. Predictions are fused, not noisy frames: noise that each window
+drew for itself would be averaged away where windows overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableSequence, Sequence
+from math import ceil
+
+from torch import Tensor
+
+
+def check_windows(window: int, overlap: int, multiple: int = 1) -> None:
+    """Raises ValueError where there are no such windows.
+
+    Args:
+        multiple: what the length of a window has to be a multiple of; 2^k for a network that halves time k times.
+    """
+    if window < 1:
+        raise ValueError(f"A window has {window} frames; it must have at least 1.")
+    if not 0 <= overlap < window:
+        raise ValueError(f"The overlap is {overlap} frames; windows of {window} frames allow 0 to {window - 1}.")
+    if window % multiple:
+        raise ValueError(
+            f"A window has {window} frames; this model halves time and needs a multiple of {multiple},"
+            f" {ceil(window / multiple) * multiple} for example."
+        )
+
+
+def window_count(frames: int, window: int, overlap: int) -> int:
+    """1 + ⌈(F - T') / (T' - o)⌉ windows of T' frames that overlap by o cover F frames; one where F ≤ T'."""
+    return 1 + max(0, ceil((frames - window) / (window - overlap)))
+
+
+def windows_of(frames: int, window: int, overlap: int, multiple: int = 1) -> list[range]:
+    """Windows of equal length that cover a clip, each `overlap` frames into the one before.
+
+    The last one is shifted back to end with the clip, and may overlap by more. A clip that is no longer than a window
+    is one window of its own length.
+
+    Raises:
+        ValueError: see `check_windows`; or the clip has no frames.
+    """
+    check_windows(window, overlap, multiple)
+    if frames < 1:
+        raise ValueError(f"A clip has {frames} frames; it must have at least 1.")
+    if frames <= window:
+        return [range(frames)]
+    starts = [i * (window - overlap) for i in range(window_count(frames, window, overlap))]
+    starts[-1] = frames - window
+    return [range(start, start + window) for start in starts]
+
+
+def coverage(frames: int, windows: Sequence[range]) -> list[int]:
+    """In how many windows each frame is."""
+    return [sum(frame in window for window in windows) for frame in range(frames)]
+
+
+Fuse = Callable[[range, int, int], list[float]]
+"""Weights of a window's frames, given the window, the frames of the clip and the overlap. All are above 0."""
+
+
+def flat(window: range, frames: int, overlap: int) -> list[float]:
+    """Every window counts alike, as in the paper. A seam falls to 1/4, whatever the overlap."""
+    return [1.0] * len(window)
+
+
+def pyramid(window: range, frames: int, overlap: int) -> list[float]:
+    """The nearer to its middle, the more a window counts. A seam falls to 1 / (o + 1)², for o up to half a window."""
+    return [float(min(i + 1, len(window) - i)) for i in range(len(window))]
+
+
+def trapezoid(window: range, frames: int, overlap: int) -> list[float]:
+    """Linear over the overlap, alike between; no ramp at either end of the clip. A seam falls to 1 / (o + 1)²."""
+
+    def ramp(distance: int) -> float:
+        return min(1.0, distance / (overlap + 1))
+
+    up = [1.0 if window.start == 0 else ramp(i + 1) for i in range(len(window))]
+    down = [1.0 if window.stop == frames else ramp(len(window) - i) for i in range(len(window))]
+    return [min(pair) for pair in zip(up, down)]
+
+
+FUSES: dict[str, Fuse] = {"pyramid": pyramid, "trapezoid": trapezoid, "flat": flat}
+
+
+def fuse(predictions: Sequence[Tensor], windows: Sequence[range], weights: Sequence[list[float]], frames: int, dim=0):
+    """The clip J that is nearest to the predictions Φ_i for its windows: argmin Σ_i Σ_f w_i(f) ‖J_f - Φ_i,f‖².
+
+    That is J_f = Σ_i w_i(f) Φ_i,f / Σ_i w_i(f), over the windows that frame f is in.
+
+    Args:
+        predictions: of each window, frames along `dim`.
+        weights: of each window's frames.
+    """
+    shape = list(predictions[0].shape)
+    shape[dim] = frames
+    mean, totals = predictions[0].new_zeros(shape), [0.0] * frames
+    for prediction, window, weight in zip(predictions, windows, weights):
+        fuse_in(mean, totals, prediction, window, weight, dim)
+    return mean
+
+
+def fuse_in(
+    mean: Tensor, totals: MutableSequence[float], prediction: Tensor, window: range, weights: list[float], dim: int = 0
+) -> None:
+    """Adds one window to `mean` and `totals`, in place; both are zero before the first.
+
+    J ← J + w / (W + w) (Φ - J), W ← W + w for each frame. Written so that windows which agree leave no rounding:
+    where frames do not depend on each other, the result with windows is that without them, bit for bit.
+    """
+    for frame, weight in zip(window, weights):
+        totals[frame] += weight
+    share = mean.new_tensor([weight / totals[frame] for frame, weight in zip(window, weights)])
+    part = mean.narrow(dim, window.start, len(window))
+    part.lerp_(prediction.to(mean), share.view([-1 if axis == dim else 1 for axis in range(mean.ndim)]))
