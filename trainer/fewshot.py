@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -33,6 +31,7 @@ from .milestones import Milestones, free_memory, last_save, run_name
 from .optimiser import Schedule
 from .options import FewShotOptions
 from .previews import Preview, first_frame_of
+from .processes import make_accelerator, resolved_precision
 from .requests import Requests
 from .runlog import RunLog
 from .workflow import write_workflow
@@ -97,30 +96,6 @@ def check_objective(options: FewShotOptions, base: Base) -> None:
             f"{options.base} predicts {base.prediction} on the schedule {base.schedule}; few-shot training knows"
             " epsilon on scaled_linear, as SD1.5 has them"
         )
-
-
-def resolved_precision(options: FewShotOptions) -> str:
-    """Raises ValueError where fp16 was asked for without a GPU."""
-    on_gpu = PartialState().device.type == "cuda"
-    if options.precision == "fp16" and not on_gpu:
-        raise ValueError("--precision is fp16, which needs a GPU; fp32 and bf16 work everywhere.")
-    if options.precision != "auto":
-        return options.precision
-    if not on_gpu:
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def make_accelerator(options: FewShotOptions) -> Accelerator:
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses deterministic sums without it
-        torch.use_deterministic_algorithms(True)
-    return Accelerator(
-        gradient_accumulation_steps=options.accumulation,
-        mixed_precision="no" if options.precision == "fp32" else options.precision,
-        log_with="tensorboard" if importlib.util.find_spec("tensorboard") else None,
-        project_dir=str(options.output),
-    )
 
 
 def write_record(options: FewShotOptions, reports: Sequence[Report]) -> None:
@@ -193,6 +168,7 @@ def new_training(options: FewShotOptions, base: Base, structure: Structure, acce
         crop=options.crop,
         caption_dropout=options.caption_dropout,
         first_frame=options.first_frame,
+        weighting=options.weighting,
     )
     schedule = Schedule(options.steps, options.learning_rate, options.warm_up)
     return start_training(

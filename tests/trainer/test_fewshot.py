@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 from stillmotion.networks.inflation import Inflation, InflationConfig, Queries
@@ -21,45 +20,21 @@ from stillmotion.trainer.cache import read_tensor
 from stillmotion.trainer.checkpoints import facts_of, read_state, same, saved_states
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.export import delta_rms, fresh_inflation, report_deltas
-from stillmotion.trainer.fewshot import make_accelerator
 from stillmotion.trainer.host import structure_of
 from stillmotion.trainer.options import FewShotOptions
+from stillmotion.trainer.processes import make_accelerator
 from stillmotion.trainer.runlog import read_log
-from stillmotion.trainer.tokenizer import clip_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel
 
 ROOT = Path(__file__).resolve().parents[2]
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
-
-
-def write_base(folder):
-    """A diffusers folder with the smallest networks that fit SD1.5's shapes."""
-    tiny.tiny_unet(context=768).save_pretrained(folder / "unet")
-    layers = {"num_hidden_layers": 1, "num_attention_heads": 12, "hidden_size": 768, "intermediate_size": 64}
-    CLIPTextModel(CLIPTextConfig(vocab_size=49408, **layers)).half().save_pretrained(folder / "text_encoder")
-    few = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
-    AutoencoderTiny(**few, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4).save_pretrained(folder / "vae")
-    clip_tokenizer().save_pretrained(folder / "tokenizer")
-
-
-def write_clips(folder, count=3):
-    """GIFs of a square that moves to the right."""
-    folder.mkdir()
-    for number in range(count):
-        frames = np.full((8, 48, 64, 3), 40 * number + 30, np.uint8)
-        for i in range(8):
-            frames[i, 10:20, 4 * i : 4 * i + 10] = 220
-        first, *others = map(Image.fromarray, frames)
-        first.save(folder / f"{number}.gif", save_all=True, append_images=others, duration=125)
-        (folder / f"{number}.txt").write_text(f"a square moves, number {number}")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fewshot")
     torch.manual_seed(0)
-    write_base(folder / "base")
-    write_clips(folder / "clips")
+    tiny.write_base(folder / "base")
+    tiny.write_clips(folder / "clips")
     return folder
 
 

@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.trainer.batches import Plan, TrainingClip
 from stillmotion.trainer.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
@@ -29,6 +31,32 @@ def tiny_unet(context=16):
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
+
+
+def write_base(folder):
+    """A diffusers folder with the smallest networks that fit SD1.5's shapes."""
+    from diffusers import AutoencoderTiny
+    from stillmotion.trainer.tokenizer import clip_tokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tiny_unet(context=768).save_pretrained(folder / "unet")
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 12, "hidden_size": 768, "intermediate_size": 64}
+    CLIPTextModel(CLIPTextConfig(vocab_size=49408, **layers)).half().save_pretrained(folder / "text_encoder")
+    few = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    AutoencoderTiny(**few, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4).save_pretrained(folder / "vae")
+    clip_tokenizer().save_pretrained(folder / "tokenizer")
+
+
+def write_clips(folder, count=3):
+    """GIFs of a square that moves to the right."""
+    folder.mkdir()
+    for number in range(count):
+        frames = np.full((8, 48, 64, 3), 40 * number + 30, np.uint8)
+        for i in range(8):
+            frames[i, 10:20, 4 * i : 4 * i + 10] = 220
+        first, *others = map(Image.fromarray, frames)
+        first.save(folder / f"{number}.gif", save_all=True, append_images=others, duration=125)
+        (folder / f"{number}.txt").write_text(f"a square moves, number {number}")
 
 
 def tiny_model(config=CONFIG, checkpointing=False):
