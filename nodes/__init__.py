@@ -2,10 +2,11 @@
 
 from .compat import ComfyExtension
 from .load import RecurrentMotionLoRA, STUNetLoader
+from .noise import MappingNetworkNoise
 
 
 class StillmotionExtension(ComfyExtension):
     """What ComfyUI's loader asks for."""
 
     async def get_node_list(self):
-        return [STUNetLoader, RecurrentMotionLoRA]
+        return [STUNetLoader, RecurrentMotionLoRA, MappingNetworkNoise]

@@ -1,8 +1,8 @@
 """Starting noise whose frames share a part, so that a clip starts out calmer than its frames would one by one.
 
-Every strategy is a linear map over the frames of a clip, `own` (frames, ...) to the noise (frames, ...), where `own` are
-independent standard normal draws e'. A frame's noise depends on its own draw and on the frames before it, never on
-later ones: a longer clip begins as the shorter one, and the first frame has the noise of an image of the same seed.
+Every strategy is a linear map over the frames of a clip, from `own`, independent standard normal draws e', to the noise
+e, both (frames, ...). A frame's noise depends on its own draw and on the frames before it, never on later ones: a
+longer clip begins as the shorter one, and with variance 1 the first frame has the noise of an image of the same seed.
 With a share of 0 each strategy returns `own`, number by number.
 """
 
@@ -168,7 +168,7 @@ def check_share(strategy: str, share: float) -> None:
 
 def _frames_of(shape: Sequence[int], frames: int | None) -> int:
     if len(shape) not in AXES:
-        raise ValueError(f"The latent has {len(shape)} axes, {tuple(shape)}; noise over frames needs 4, or 5 with time.")
+        raise ValueError(f"The latent has {len(shape)} axes, {tuple(shape)}; it must have 4, or 5 with time.")
     there = shape[0] if len(shape) == 4 else shape[2]
     frames = there if frames is None else frames
     if frames < 1 or there % frames or (len(shape) == 5 and frames != there):
