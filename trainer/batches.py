@@ -35,7 +35,7 @@ class TrainingClip:
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides which numbers a step sees; `cells` is (width, height) in cells of 8 pixels."""
+    """What decides which numbers a step sees and how they count; `cells` is (width, height) in cells of 8 pixels."""
 
     seed: int
     frames: int
@@ -44,6 +44,7 @@ class Plan:
     crop: Literal["center", "random"] = "center"
     caption_dropout: float = 0.1
     first_frame: Literal["noisy", "clean"] = "noisy"
+    weighting: Literal["uniform", "velocity"] = "uniform"
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def learn(options: DemoOptions, base: Path, clips: Path) -> Path:
         steps=options.steps,
         learning_rate=1e-3,
         warm_up=min(20, options.steps // 2),
+        weighting="velocity",
         checkpointing=False,
         preview_every=None,
         guidance=GUIDANCE,

@@ -47,5 +47,5 @@ def fixed_noise_loss(training: Training, clips: Sequence[TrainingClip]) -> float
     losses = []
     with accelerator.autocast():
         for batch in fixed_batches(training.plan, clips):
-            losses.append(batch_loss(model, batch.to(accelerator.device), training.plan.first_frame))
+            losses.append(batch_loss(model, batch.to(accelerator.device), training.plan))
     return torch.cat(losses).mean().item()

@@ -135,7 +135,7 @@ def update(training: Training, clips: Sequence[TrainingClip], no_caption: Tensor
 
 
 def backward(training: Training, batch: Batch) -> Tensor:
-    loss = batch_loss(training.model, batch.to(training.accelerator.device), training.plan.first_frame).mean()
+    loss = batch_loss(training.model, batch.to(training.accelerator.device), training.plan).mean()
     training.accelerator.backward(loss)
     return loss.detach()
 

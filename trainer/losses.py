@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.clip import Clip
-from .batches import TIMESTEPS, Batch
+from .batches import TIMESTEPS, Batch, Plan
 
 
 def signal_shares() -> Tensor:
@@ -46,8 +46,18 @@ def noise_loss(predicted: Tensor, noise: Tensor, frames: int, first_frame: Liter
     return errors[:, 1 if first_frame == "clean" else 0 :].flatten(1).mean(1)
 
 
-def batch_loss(model: nn.Module, batch: Batch, first_frame: Literal["noisy", "clean"]) -> Tensor:
+def velocity_weight(timesteps: Tensor) -> Tensor:
+    """(SNR + 1) / SNR = 1 / ᾱ, up to 20: makes the squared error of the noise that of v.
+
+    Without it the noisy steps, where layout and motion are decided, hardly count.
+    Source: Salimans and Ho 2022 (arXiv 2202.00512), appendix D.
+    """
+    return (1 / signal_shares().to(timesteps.device)[timesteps]).clamp(max=20)
+
+
+def batch_loss(model: nn.Module, batch: Batch, plan: Plan) -> Tensor:
     """The loss of each clip of a batch, (clips,)."""
-    sample = noisy_rows(batch, first_frame)
+    sample = noisy_rows(batch, plan.first_frame)
     predicted = model(sample, batch.timesteps, batch.text, Clip.of(batch.frames))
-    return noise_loss(predicted, batch.noise, batch.frames, first_frame)
+    loss = noise_loss(predicted, batch.noise, batch.frames, plan.first_frame)
+    return loss if plan.weighting == "uniform" else loss * velocity_weight(batch.timesteps[:: batch.frames])

@@ -104,6 +104,10 @@ class FewShotOptions(ClipOptions):
             description="clean: the first frame is given, and no part of the loss; needs image-to-video wiring later"
         ),
     ] = "noisy"
+    weighting: Annotated[
+        Literal["uniform", "velocity"],
+        Field(description="what a timestep counts: all alike as in the paper, or as in v-prediction: noisy ones more"),
+    ] = "uniform"
     ema: Annotated[
         float | None,
         Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),

@@ -14,7 +14,7 @@ from tqdm import trange
 
 from .base import Base, decode_latents, encode_frames, token_ids
 from .drawing import MOTIONS, Scene, random_pictures
-from .losses import add_noise, signal_shares
+from .losses import add_noise, velocity_weight
 from .optimiser import make_average
 from .sample import ddim, guided
 from .seeding import mixed_precision
@@ -118,18 +118,13 @@ def random_captions(scenes: Tensor, generator: Generator) -> Tensor:
 
 
 def denoising_loss(unet: UNet2DConditionModel, latents: Tensor, text: Tensor, generator: Generator) -> Tensor:
-    """Squared error of the predicted noise, weighted by (SNR + 1) / SNR = 1 / ᾱ, up to 20.
-
-    The weight makes it the error of v-prediction (Salimans and Ho 2022, arXiv 2202.00512, appendix D): without it
-    the noisy steps, where colour and shape are decided, hardly count.
-    """
+    """Squared error of the predicted noise, weighted as in v-prediction: noisy steps decide on colour and shape."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     times = torch.randint(1000, (len(latents),), generator=generator).to(latents.device)
     noisy = add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
     with mixed_precision(latents.device):
         predicted = unet(noisy, times, text).sample.float()
-    weight = (1 / signal_shares().to(latents)[times]).clamp(max=20)
-    return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
+    return (velocity_weight(times) * (predicted - noise).square().mean((1, 2, 3))).mean()
 
 
 @torch.no_grad()

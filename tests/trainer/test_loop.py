@@ -16,7 +16,7 @@ from stillmotion.trainer import optimiser
 from stillmotion.trainer.batches import batch_for, clip_at, draw, fingerprint, rows
 from stillmotion.trainer.held_out import fixed_noise_loss, split_held_out
 from stillmotion.trainer.loop import gradient_norm, train, update
-from stillmotion.trainer.losses import add_noise, noise_loss, noisy_rows, signal_shares
+from stillmotion.trainer.losses import add_noise, batch_loss, noise_loss, noisy_rows, signal_shares
 from stillmotion.trainer.optimiser import Diverged, Schedule, make_average, make_optimizer
 from stillmotion.trainer.requests import Requests
 from torch import nn
@@ -103,6 +103,22 @@ def test_the_loss_is_a_mean_per_clip():
     noise = torch.zeros(6, 4, 3, 2)
     predicted = torch.cat([torch.ones(3, 4, 3, 2), 2 * torch.ones(3, 4, 3, 2)])
     assert noise_loss(predicted, noise, 3, "noisy").tolist() == [1.0, 4.0]
+
+
+@pytest.mark.parametrize("timestep", [20, 500])
+def test_velocity_weighting_gives_the_error_of_v(timestep):
+    batch = rows(torch.randn(3, 4, 6, 5), torch.randn(3, 4, 6, 5), torch.tensor(timestep), torch.zeros(5, 16))
+    share = signal_shares()[timestep]
+    signal, spread = share.sqrt(), (1 - share).sqrt()
+
+    def guess(sample, *_):
+        return 0.9 * sample
+
+    guessed = guess(noisy_rows(batch, "noisy"))
+    guessed_latents = (noisy_rows(batch, "noisy") - spread * guessed) / signal
+    v, guessed_v = signal * batch.noise - spread * batch.latents, signal * guessed - spread * guessed_latents
+    loss = batch_loss(guess, batch, replace(tiny.tiny_plan(), weighting="velocity"))
+    torch.testing.assert_close(loss[0], (v - guessed_v).square().mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_learning_rate_rises_then_falls_in_straight_lines():
