@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.trainer.base import encode_frames, load_base
 from stillmotion.trainer.clips import decode, find_clips, fit
 from stillmotion.trainer.compare import Sample, sample_with
 from stillmotion.trainer.pictures import contact_sheet, motion_amount
-from stillmotion.trainer.sample import mean_frame_difference
 
 FRAMES = 16
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..networks.inflation import Inflation
 from ..networks.motion_file import read_motion_file
+from ..samplers.factors import mean_frame_difference, x_t_slice
 from .base import Base, encode_captions
 from .host import InflatedUNet, structure_of
-from .pictures import motion_amount, x_t_slice
+from .pictures import motion_amount
 from .previews import decode_clip
-from .sample import mean_frame_difference, sample_clip, starting_noise
+from .sample import sample_clip, starting_noise
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Sample:
 
     @property
     def x_t_slice(self) -> np.ndarray:
-        return x_t_slice(self.frames)
+        return x_t_slice(torch.from_numpy(self.frames)).numpy()
 
     def __str__(self) -> str:
         """Frame difference in latents, and motion as mean optical flow: a clip that stands still has zeros."""

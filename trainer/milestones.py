@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..networks.motion_file import MotionInfo
+from ..samplers.factors import mean_frame_difference
 from .base import Autoencoder
 from .batches import TrainingClip
 from .checkpoints import keep_latest, save_state, saved_states, state_of
@@ -19,7 +20,6 @@ from .loop import Report, Training
 from .options import FewShotOptions
 from .previews import Preview, decode_clip, sample_preview, write_preview
 from .runlog import RunLog
-from .sample import mean_frame_difference
 
 log = logging.getLogger("stillmotion")
 

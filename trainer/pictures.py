@@ -1,4 +1,4 @@
-"""Pictures of clips to look at: contact sheets, x-t slices, animated WebP, MP4; and how much a clip moves.
+"""Pictures of clips to look at: contact sheets, animated WebP, MP4; and how much a clip moves.
 
 Frames are uint8 arrays (frames, height, width, 3) throughout.
 """
@@ -111,11 +111,6 @@ def tile(frame: np.ndarray) -> Image.Image:
 def evenly_spaced(frames: np.ndarray, count: int) -> np.ndarray:
     """At most `count` frames, the first and the last among them."""
     return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
-
-
-def x_t_slice(frames: np.ndarray, row: int | None = None) -> np.ndarray:
-    """One pixel row (the middle one) of every frame, stacked: (frames, width, 3). Flicker shows as stripes across."""
-    return frames[:, frames.shape[1] // 2 if row is None else row]
 
 
 def write_webp(frames: np.ndarray, path: Path, fps: float) -> None:

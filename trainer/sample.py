@@ -75,8 +75,3 @@ def guided(predicted: Tensor, frames: int, guidance: float) -> Tensor:
         return predicted
     with_text, without = predicted.chunk(2)
     return without + guidance * (with_text - without)
-
-
-def mean_frame_difference(latents: Tensor) -> float:
-    """Mean absolute difference of neighbouring frames (frames, ...): how much a clip moves or flickers."""
-    return (latents[1:] - latents[:-1]).abs().mean().item()

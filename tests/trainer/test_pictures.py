@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 from stillmotion.trainer.clips import Source, decode
-from stillmotion.trainer.pictures import contact_sheet, evenly_spaced, motion_amount, write_mp4, write_webp, x_t_slice
+from stillmotion.trainer.pictures import contact_sheet, evenly_spaced, motion_amount, write_mp4, write_webp
 
 
 def texture(height, width):
@@ -42,12 +42,6 @@ def test_difference_is_in_grey_levels():
 
 def test_tiny_frames_can_be_measured():
     assert motion_amount(shifting(1, size=(8, 16))).flow > 0
-
-
-def test_a_slice_holds_one_row_of_every_frame():
-    frames = np.random.default_rng(0).integers(0, 255, (5, 7, 9, 3), np.uint8)
-    assert np.array_equal(x_t_slice(frames), np.stack([frame[3] for frame in frames]))
-    assert np.array_equal(x_t_slice(frames, row=6), np.stack([frame[6] for frame in frames]))
 
 
 @pytest.mark.parametrize("fps", [8, 30, 7.5])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stillmotion.trainer.host import InflatedUNet
 from stillmotion.trainer.losses import signal_shares
-from stillmotion.trainer.sample import ddim, guided, mean_frame_difference, sample_clip, starting_noise
+from stillmotion.trainer.sample import ddim, guided, sample_clip, starting_noise
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 
@@ -89,7 +89,3 @@ def test_noise_comes_from_the_seed_alone():
     assert first.shape == (16, 4, 12, 20) and torch.equal(first, starting_noise(5, 16, (20, 12)))
     assert not torch.equal(first, starting_noise(6, 16, (20, 12)))
     assert first.std() == pytest.approx(1, abs=0.02)
-
-
-def test_the_mean_frame_difference_of_a_ramp():
-    assert mean_frame_difference(torch.arange(4.0)[:, None].expand(4, 7) * 0.5) == pytest.approx(0.5)
