@@ -43,7 +43,7 @@ def draw_clips(folder: Path, options: DemoOptions) -> Path:
     generator = torch.Generator().manual_seed(options.seed)
     scenes, _ = split_scenes()
     for number, place in enumerate(torch.randperm(len(scenes), generator=generator)[:CLIPS].tolist()):
-        frames, caption = draw_clip(scenes[place], options.motion, 2 * FRAMES, SIZE[::-1], generator)
+        frames, caption = draw_clip(scenes[place], options.motion, FRAMES, SIZE[::-1])
         write_mp4(frames, folder / f"{number:02}.mp4", FPS)
         (folder / f"{number:02}.txt").write_text(caption, encoding="utf-8")
     return folder
@@ -76,7 +76,7 @@ def show(options: DemoOptions, base_file: Path, motion: Path) -> None:
     base = load_base(base_file)
     base.unet.to("cuda" if torch.cuda.is_available() else "cpu")
     _, held_out = split_scenes()
-    caption = draw_clip(held_out[0], options.motion, 1, SIZE, torch.Generator())[1]
+    caption = draw_clip(held_out[0], options.motion, 1, SIZE)[1]
     samples = [
         sample_with(base, file, name, caption, frames=FRAMES, size=SIZE, seed=options.seed, guidance=GUIDANCE)
         for name, file in (("without", None), ("with", motion))

@@ -193,10 +193,9 @@ def draw_clip(
     motion: str,
     frames: int,
     size: tuple[int, int],
-    generator: Generator,
     period: float = 16.0,
 ) -> tuple[np.ndarray, str]:
-    """One clip of one motion and its caption; the generator chooses where in the cycle it begins.
+    """One clip of one motion, from the start of its cycle, and its caption.
 
     Args:
         motion: a key of MOTIONS.
@@ -209,7 +208,6 @@ def draw_clip(
     """
     if motion not in MOTIONS:
         raise ValueError(f"there is no motion {motion!r}; choose one of {', '.join(MOTIONS)}")
-    start = torch.rand(1, generator=generator)
-    y, x, radius = MOTIONS[motion].path(start + torch.arange(frames) / period)
+    y, x, radius = MOTIONS[motion].path(torch.arange(frames) / period)
     centres = 0.5 + torch.stack([y, x], dim=1)
     return to_bytes(draw([scene] * frames, centres, radius, size)), f"{scene.caption}, {MOTIONS[motion].words}"

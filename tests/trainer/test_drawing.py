@@ -88,7 +88,7 @@ def test_the_judge_reads_an_empty_picture():
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_motion_repeats_after_its_period_and_not_before(motion):
-    frames, caption = draw_clip(all_scenes()[9], motion, 20, SIZE, seeded(), period=12)
+    frames, caption = draw_clip(all_scenes()[9], motion, 20, SIZE, period=12)
     assert frames.shape == (20, *SIZE, 3) and frames.dtype == np.uint8
     np.testing.assert_allclose(frames[12:].astype(int), frames[:8], atol=1)
     changes = np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3))
@@ -98,7 +98,7 @@ def test_a_motion_repeats_after_its_period_and_not_before(motion):
 
 def test_swinging_moves_along_the_width_alone():
     scene = Scene("white", "circle", "black")
-    frames, _ = draw_clip(scene, "swing", 16, SIZE, seeded())
+    frames, _ = draw_clip(scene, "swing", 16, SIZE)
     light = frames.astype(float).mean(-1) - COLOURS["black"][0]
     down, across = (np.arange(n) + 0.5 for n in SIZE)
     rows = light.sum(2) @ down / light.sum((1, 2))
@@ -108,7 +108,7 @@ def test_swinging_moves_along_the_width_alone():
 
 def test_an_unknown_motion_is_refused():
     with pytest.raises(ValueError, match="no motion 'jump'; choose one of swing, grow, orbit"):
-        draw_clip(all_scenes()[0], "jump", 2, SIZE, seeded())
+        draw_clip(all_scenes()[0], "jump", 2, SIZE)
 
 
 def test_bytes_hold_the_palette_exactly():
