@@ -16,7 +16,10 @@ LAYERS = {
 LIBRARIES = {
     "networks": "torch einops safetensors".split(),
     "samplers": "torch einops".split(),
-    "nodes": "torch einops safetensors numpy PIL comfy comfy_api folder_paths latent_preview node_helpers".split(),
+    "nodes": (
+        "torch einops safetensors numpy PIL comfy comfy_api comfy_extras folder_paths latent_preview node_helpers "
+        "comfy_execution cv2"
+    ).split(),
     "trainer": (
         "torch einops safetensors numpy PIL av cv2 tqdm pydantic pydantic_core "
         "accelerate bitsandbytes diffusers open_clip peft tensorboard transformers"
@@ -58,6 +61,12 @@ def test_imports_point_down_and_libraries_stay_in_their_folder(file):
 def test_comfy_api_is_imported_in_one_file_only():
     users = [file for file in FILES if any(module.startswith("comfy_api") for _, module in imports_of(file))]
     assert {file.relative_to(ROOT).as_posix() for file in users} <= {"nodes/compat.py"}
+
+
+def test_no_node_loads_opencv_at_comfyuis_start():
+    for file in (ROOT / "nodes").glob("*.py"):
+        imports = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]
+        assert "cv2" not in {alias.name for node in imports for alias in node.names}, file.name
 
 
 def test_every_layer_is_found():

@@ -1,0 +1,158 @@
+"""Nodes that show how a clip moves: as numbers, as a curve, and at a glance."""
+
+from __future__ import annotations
+
+import comfy.latent_formats
+import numpy as np
+from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
+
+from ..samplers.factors import frame_difference_curve, motion_factors, seam, x_t_slice, y_t_slice
+from .compat import io, ui
+from .plot import line_plot
+
+SMALLEST = 16
+"""Pixels of a side from which on the optical flow works; below it OpenCV ends the whole process on some shapes."""
+
+UNMEASURED = "The motion factor was not measured: connect a VAE or a LATENT to Measure Motion."
+
+
+def check_frames(images: Tensor) -> None:
+    """Raises ValueError where an IMAGE holds no frames or no numbers."""
+    if not len(images):
+        raise ValueError("The IMAGE holds no frames; connect at least one.")
+    if not images.isfinite().all():
+        raise ValueError("The frames hold NaN or infinite numbers; a VAE in half precision may have made them.")
+
+
+def mean_flow(images: Tensor) -> float:
+    """Mean length of the optical flow from frame to frame, in pixels of these frames; 0 for a single one.
+
+    Flow by DIS (Kroeger et al. 2016, arXiv 1603.03590).
+
+    Raises:
+        ValueError: OpenCV is not installed, or the frames are too small.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"The frames have {width} x {height} pixels; the optical flow needs {SMALLEST} x {SMALLEST}.")
+    try:
+        import cv2
+    except ImportError:
+        raise ValueError(
+            "Measure Motion needs OpenCV, which ComfyUI does not bring: run `pip install opencv-python-headless` in"
+            " ComfyUI's environment and restart it."
+        ) from None
+    frames = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    lengths = [np.linalg.norm(dis.calc(*pair, None), axis=-1).mean() for pair in zip(grey, grey[1:])]
+    return float(np.mean(lengths)) if lengths else 0.0
+
+
+def mean_motion_factor(latents: Tensor, frames: int) -> float:
+    """Mean motion factor of a clip's latents as they are in a LATENT; 0 for a single frame.
+
+    Raises:
+        ValueError: these are no latents of Stable Diffusion's kind, or not those of so many frames.
+    """
+    if latents.ndim != 4 or latents.shape[1] != 4:
+        raise ValueError(
+            f"These latents have the shape {tuple(latents.shape)}; motion factors are defined for Stable Diffusion's,"
+            " (frames, 4, height, width)."
+        )
+    if len(latents) != frames:
+        raise ValueError(f"The LATENT has {len(latents)} frames and the IMAGE {frames}; they must be the same clip.")
+    factors = motion_factors(comfy.latent_formats.SD15().process_in(latents))
+    return factors.mean().item() if len(factors) else 0.0
+
+
+def summary(factor: float | None, flow: float, curve: Tensor) -> str:
+    """What was measured, in one line or two."""
+    told = "not measured" if factor is None else f"{factor:.0f}"
+    lines = [f"motion factor {told}, flow {flow:.2f} pixels per frame"]
+    if len(curve) > 2 and curve.median() > 0:
+        lines.append(f"largest jump: {seam(curve):.1f} times the median, after frame {curve.argmax().item()}")
+    return "\n".join(lines)
+
+
+class MeasureMotion(io.ComfyNode):
+    """How much a clip moves, and where it jumps."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionMeasureMotion",
+            display_name="Measure Motion",
+            category="stillmotion/inspect",
+            description="Measures how much a clip moves, and shows where it jumps.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of one clip. A single frame moves by 0."),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="An SD1.5 VAE; it encodes the frames for the motion factor."
+                ),
+                io.Latent.Input("latent", optional=True, tooltip="The same clip as a LATENT: then nothing is encoded."),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "motion_factor", tooltip="HiGen's motion factor, mean over the clip; 300 to 600: lively."
+                ),
+                io.Float.Output("mean_flow", tooltip="Mean length of the optical flow, in pixels per frame."),
+                io.Image.Output("plot", tooltip="Mean squared difference of neighbouring frames, over the clip."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, vae=None, latent=None) -> io.NodeOutput:
+        check_frames(images)
+        flow, curve = mean_flow(images), frame_difference_curve(images[..., :3])
+        if latent is None and vae is not None:
+            latent = {"samples": vae.encode(images[..., :3])}
+        factor = None if latent is None else mean_motion_factor(latent["samples"], len(images))
+        text = summary(factor, flow, curve)
+        plot = line_plot(curve.tolist(), text, "frame", "mean squared difference to the next frame")
+        shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        return io.NodeOutput(ExecutionBlocker(UNMEASURED) if factor is None else factor, flow, plot, ui=shown)
+
+
+class XTSlice(io.ComfyNode):
+    """One line of every frame, stacked into a picture."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionXTSlice",
+            display_name="X-T Slice",
+            category="stillmotion/inspect",
+            description="Stacks one row or column of every frame: motion draws slanted lines, flicker draws stripes.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of one clip."),
+                io.Float.Input(
+                    "position",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the line lies, as a share of the frame: 0 is the top or the left edge.",
+                ),
+                io.Combo.Input(
+                    "axis",
+                    options=["row", "column"],
+                    tooltip="row: time runs down, for motion sideways. column: time runs to the right.",
+                ),
+                io.Int.Input(
+                    "thickness", default=8, min=1, max=64, tooltip="Pixels that each frame gets in the picture."
+                ),
+            ],
+            outputs=[io.Image.Output("slice")],
+        )
+
+    @classmethod
+    def execute(cls, images, position, axis, thickness) -> io.NodeOutput:
+        check_frames(images)
+        if axis == "row":
+            picture = x_t_slice(images, position).repeat_interleave(thickness, dim=0)
+        else:
+            picture = y_t_slice(images, position).repeat_interleave(thickness, dim=1)
+        return io.NodeOutput(picture[None])
