@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageSequence
 from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.networks.sites import Level, Structure
-from stillmotion.trainer.workflow import write_workflow
+from stillmotion.trainer.workflow import TEMPLATE, write_workflow
 from torchvision.transforms.functional import pil_to_tensor
 
 FEW_SHOT = InflationConfig(frames=Frames(), memory=Memory(), queries=Queries(4))
@@ -171,8 +171,9 @@ def test_frames_that_are_no_whole_number_of_clips_are_refused(server, graph):
     assert "The latent has 10 frames, which are no whole number of clips of 4 frames" in result.error
 
 
-def test_the_host_offers_the_template_and_the_help_pages(server, shipped):
-    assert server.get("/api/workflow_templates")["Still-Motion"] == ["few_shot_motion"]
+def test_the_host_offers_the_templates_and_the_help_pages(server, shipped):
+    shipped_names = sorted(path.stem for path in TEMPLATE.parent.glob("*.json"))
+    assert sorted(server.get("/api/workflow_templates")["Still-Motion"]) == shipped_names
     assert server.get("/api/workflow_templates/Still-Motion/few_shot_motion.json") == shipped
     for node in (id for id in server.object_info if id.startswith("Stillmotion")):
         page = server.get(f"/extensions/Still-Motion/docs/{node}.md", raw=True)

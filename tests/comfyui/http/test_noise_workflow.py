@@ -1,0 +1,89 @@
+"""The workflow with two kinds of noise, from an empty queue to two videos, in a real ComfyUI over HTTP."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image, ImageSequence
+from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries
+from torchvision.transforms.functional import pil_to_tensor
+
+WORKFLOW = Path(__file__).resolve().parents[3] / "workflows/noise_strategies.json"
+FEW_SHOT = InflationConfig(frames=Frames(), memory=Memory(), queries=Queries(4))
+FRAMES = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def guitar(motion):
+    motion("models/stillmotion/guitar.safetensors", FEW_SHOT)
+
+
+@pytest.fixture
+def prompt(server):
+    """The shipped workflow in API format, small enough for a test."""
+    prompt = server.to_api(json.loads(WORKFLOW.read_text(encoding="utf-8")))
+    small = {"EmptyLatentImage": {"batch_size": FRAMES}, "BasicScheduler": {"steps": 3}}
+    for node in prompt.values():
+        node["inputs"] |= small.get(node["class_type"], {})
+    return prompt
+
+
+def with_value(prompt, name, value):
+    """The inputs of the one node that has this value."""
+    (inputs,) = [node["inputs"] for node in prompt.values() if node["inputs"].get(name) == value]
+    return inputs
+
+
+def video(server, prefix):
+    (path,) = (server.folder / "output").glob(f"{prefix}_*.webp")
+    with Image.open(path) as file:
+        return torch.stack([pil_to_tensor(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)]) / 255
+
+
+def difference_of_neighbours(frames):
+    return (frames[1:] - frames[:-1]).abs().mean()
+
+
+def test_the_shipped_workflow_makes_a_video_from_each_kind_of_noise(server, prompt):
+    result = server.run(prompt)
+    assert not result.error, result.error
+    own, following = video(server, "stillmotion_iid"), video(server, "stillmotion_progressive")
+    assert own.shape == following.shape == (FRAMES, 3, 64, 64)
+    assert (own - following).abs().mean() > 4 / 255
+    assert difference_of_neighbours(following) < 0.9 * difference_of_neighbours(own)
+
+
+def only_latents(prompt, sampler):
+    """The same graph, ending in the latents of one sampler."""
+    kept = {id: node for id, node in prompt.items() if node["class_type"] not in ("SaveAnimatedWEBP", "VAEDecode")}
+    return kept | {"100": {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "noise"}}}
+
+
+def test_iid_samples_what_random_noise_samples(server, prompt):
+    (iid,) = [id for id, node in prompt.items() if node["inputs"].get("strategy") == "iid"]
+    (sampler,) = [id for id, node in prompt.items() if node["inputs"].get("noise") == [iid, 0]]
+    with_value(prompt, "scheduler", "ddim_uniform")["steps"] = 2  # so that the host's cache does not answer
+    prompt = only_latents(prompt, sampler)
+    prompt["101"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": prompt[iid]["inputs"]["seed"]}}
+    sampled = []
+    for source in (iid, "101"):
+        prompt[sampler]["inputs"]["noise"] = [source, 0]
+        result = server.run(prompt)
+        assert not result.error and "SamplerCustomAdvanced" in result.ran, result.error
+        sampled.append(safetensors.torch.load_file(result.files["SaveLatent"][0])["latent_tensor"])
+    assert torch.equal(*sampled)
+
+
+@pytest.mark.parametrize(
+    "changes, error",
+    [
+        ({"mapping": True}, "no motion file of this model has a mapping network"),
+        ({"strategy": "shared", "share": 1.5}, "The share is 1.5; for shared noise it must be from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_noise_node(server, prompt, changes, error):
+    with_value(prompt, "strategy", "progressive").update(changes)
+    result = server.run(prompt)
+    assert result.error.startswith("StillmotionMappingNetworkNoise") and error in result.error
