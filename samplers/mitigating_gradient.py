@@ -35,7 +35,7 @@ class Mitigation:
         if self.max_pull < 0:
             raise ValueError(f"max_pull is {self.max_pull}; it is a share of a difference, 0 or more")
         if self.alpha < 0 and math.isinf(self.max_pull):
-            raise ValueError("max_pull is no limit; pushing frames apart (negative alpha, motion boost) needs one: take 0.5")
+            raise ValueError("max_pull is no limit, and pushing frames apart (motion boost) needs one: take 0.5")
 
 
 def mitigate(clips: Tensor, sigma: float, how: Mitigation) -> Tensor:

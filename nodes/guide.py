@@ -1,0 +1,181 @@
+"""Guidance over time: another scale of classifier-free guidance early, and mitigating gradients."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import comfy.model_sampling
+import comfy.samplers
+import comfy.utils
+from torch import Tensor
+
+from ..samplers.mitigating_gradient import Mitigation, mitigate_latents
+from ..samplers.schedules import cfg_at, flow_to_sigma, is_within
+from .compat import io
+from .host import KEY, asked_frames
+
+UNLIMITED = 10.0
+"""The `max_pull` that stands for no limit: a widget cannot hold infinity."""
+log = logging.getLogger(KEY)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The values of `guidance_inputs`, by their names."""
+
+    cfg_early: float
+    cfg_late: float
+    cfg_switch: float
+    alpha: float
+    max_pull: float
+    mode: str
+    resolution_independent: bool
+    start_percent: float
+    end_percent: float
+
+    def mitigation(self) -> Mitigation:
+        return Mitigation(
+            alpha=-self.alpha if self.mode == "motion boost" else self.alpha,
+            max_pull=self.max_pull if self.max_pull < UNLIMITED else math.inf,
+            symmetric=self.mode != "one-sided",
+            ref_dim=4096 if self.resolution_independent else None,
+        )
+
+
+class MitigatingGuider(comfy.samplers.CFGGuider):
+    """The host's own guider with a scale that changes once, and mitigating gradients on what it predicts.
+
+    Everything else, the hooks of other packs included, is the host's: with alpha 0 and one scale nothing differs.
+    """
+
+    def __init__(self, model, positive, negative, guidance: Guidance):
+        super().__init__(model)
+        self.set_conds(positive, negative)
+        self.set_cfg(guidance.cfg_early)
+        self.guidance, self.mitigation = guidance, guidance.mitigation()
+        self.frames = asked_frames(model.get_attachment(KEY) or ())
+        self.sampling = model.get_model_object("model_sampling")
+        percents = guidance.cfg_switch, guidance.start_percent, guidance.end_percent
+        self.switch, self.start, self.end = map(self.sampling.percent_to_sigma, percents)
+
+    def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+        parts = latent_image.unbind() if latent_image.is_nested else [latent_image]
+        self.shapes = [tuple(part.shape) for part in parts]
+        check_latents(self.shapes, denoise_mask, self.frames)
+        return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+
+    def predict_noise(self, x, timestep, *args, **kwargs):
+        """x0 after guidance; the host's method is named so."""
+        level = timestep.flatten()[0].item()  # in the model's own measure, as `percent_to_sigma` gives it
+        self.set_cfg(cfg_at(level, self.guidance.cfg_early, self.guidance.cfg_late, self.switch))
+        denoised = super().predict_noise(x, timestep, *args, **kwargs)
+        if self.guidance.alpha == 0 or not is_within(level, self.start, self.end):
+            return denoised
+        return self._mitigate(denoised, noise_over_signal(self.sampling, level))
+
+    def _mitigate(self, denoised: Tensor, sigma: float) -> Tensor:
+        if len(self.shapes) == 1:
+            return mitigate_latents(denoised, sigma, self.mitigation, self.frames)
+        parts = comfy.utils.unpack_latents(denoised, self.shapes)  # the host lays video and sound in one row
+        parts = [mitigate_latents(part, sigma, self.mitigation) if part.ndim == 5 else part for part in parts]
+        return comfy.utils.pack_latents(parts)[0]
+
+
+def check_latents(shapes: list[tuple[int, ...]], mask: Tensor | None, frames: int | None) -> None:
+    """Refuses latents without frames, and noise masks that cannot be shared out among the frames."""
+    videos = [shape for shape in shapes if len(shape) == 5]
+    if not videos and (len(shapes) > 1 or len(shapes[0]) != 4):
+        raise ValueError(
+            f"MG guidance compares frames, and latents of shape {', '.join(map(str, shapes))} have none; it takes"
+            " images (frames, channels, height, width) and videos (clips, channels, frames, height, width)."
+        )
+    rows = shapes[0][0]
+    if (frames := videos[0][2] if videos else frames or rows) < 3:
+        log.warning("MG guidance does nothing for clips of %d frames: it needs three or more.", frames)
+    if mask is not None and not videos and ((masks := math.prod(mask.shape[:-2])) == 0 or rows % masks):
+        raise ValueError(f"The latent has {rows} frames and {masks} noise masks; give one mask, or one per frame.")
+
+
+def noise_over_signal(sampling, level: float) -> float:
+    """The σ of the formula at a noise level of the model; those of rectified flows are times from 0 to 1.
+
+    At the same noise over signal both kinds of model know equally much of the clip, whatever they call it.
+    """
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        return flow_to_sigma(level, getattr(sampling, "noise_scale", 1.0))
+    return level
+
+
+def guidance_inputs() -> list:
+    """The inputs that the guider and the sampler share."""
+
+    def percent(name, default, tooltip):
+        return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+    def cfg(name, default, tooltip):
+        return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+
+    return [
+        cfg("cfg_early", 12.0, "Scale of classifier-free guidance until cfg_switch. Paper: 10 to 15."),
+        cfg("cfg_late", 7.5, "Scale of classifier-free guidance from cfg_switch on. Paper: 7.5."),
+        percent("cfg_switch", 0.3, "Share of the noise schedule after which cfg_late takes over. Paper: 0.3."),
+        io.Float.Input(
+            "alpha",
+            default=40.0,
+            min=0.0,
+            max=200.0,
+            step=1.0,
+            tooltip="How strongly neighbouring frames are pulled together, no unit. 0: off. Paper: 40, and 150 is too"
+            " smooth.",
+        ),
+        io.Float.Input(
+            "max_pull",
+            default=0.5,
+            min=0.0,
+            max=UNLIMITED,
+            step=0.05,
+            tooltip="Largest share of the difference of two frames that one step takes away. Paper: no limit, which is"
+            f" what {UNLIMITED:g} means here; it overshoots where frames are alike.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=["one-sided", "symmetric", "motion boost"],
+            tooltip="one-sided: the later frame moves, as in the paper. symmetric: both move half of the way."
+            " motion boost: both move apart, flicker included.",
+        ),
+        io.Boolean.Input(
+            "resolution_independent",
+            default=True,
+            tooltip="On: alpha means the same at every size (as at 256 x 256 pixels). Off: as in the paper, weaker at"
+            " larger sizes.",
+        ),
+        percent("start_percent", 0.0, "Share of the noise schedule after which frames are pulled together."),
+        percent("end_percent", 1.0, "Share of the noise schedule until which frames are pulled together."),
+    ]
+
+
+class MGGuider(io.ComfyNode):
+    """For the host's SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionMGGuider",
+            display_name="MG Guider",
+            category="stillmotion/sampling",
+            description="Mitigating gradients: pulls the frames of a clip together while it is sampled, against"
+            " flicker. For SamplerCustomAdvanced, with image models that move and with video models.",
+            inputs=[
+                io.Model.Input("model", tooltip="Any model whose latents have frames."),
+                io.Conditioning.Input("positive", tooltip="What the clip shall show."),
+                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                *guidance_inputs(),
+            ],
+            outputs=[io.Guider.Output("guider")],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, **guidance) -> io.NodeOutput:
+        return io.NodeOutput(MitigatingGuider(model, positive, negative, Guidance(**guidance)))

@@ -1,0 +1,82 @@
+"""Sampling in one node, for those who do not wire guiders."""
+
+from __future__ import annotations
+
+import comfy.samplers
+
+from .compat import io
+from .guide import Guidance, MitigatingGuider, guidance_inputs
+
+
+class MGGuidanceSampler(io.ComfyNode):
+    """KSampler with the MG Guider."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionMGGuidanceSampler",
+            display_name="MG Guidance Sampler",
+            category="stillmotion/sampling",
+            description="KSampler with mitigating gradients: pulls the frames of a clip together while it is sampled,"
+            " against flicker. With alpha 0 and one cfg it is KSampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="Any model whose latents have frames."),
+                io.Conditioning.Input("positive", tooltip="What the clip shall show."),
+                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                io.Latent.Input("latent_image", tooltip="The clip to start from, empty or not; frames are the batch."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the noise. Not used where `noise` is connected.",
+                ),
+                io.Int.Input("steps", default=25, min=1, max=10000, tooltip="Steps of the sampler. Paper: 25."),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler. Paper: ddim."
+                ),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="As in KSampler. Below 1 the clip in the latent is edited: 0.4 to 0.8 keeps its motion.",
+                ),
+                *guidance_inputs(),
+                io.Noise.Input("noise", optional=True, tooltip="Noise to start from, in place of that of `seed`."),
+            ],
+            outputs=[io.Latent.Output("latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        seed,
+        steps,
+        sampler_name,
+        scheduler,
+        denoise,
+        noise=None,
+        **guidance,
+    ) -> io.NodeOutput:
+        # here and not above: it is a second copy of a module of the host, and ComfyUI's start need not wait for it
+        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+        guider = MitigatingGuider(model, positive, negative, Guidance(**guidance))
+        # the host's own rules for denoise and for samplers that leave out a step
+        plan = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise)
+        latent, _ = SamplerCustomAdvanced.execute(
+            noise=noise or Noise_RandomNoise(seed),
+            guider=guider,
+            sampler=comfy.samplers.sampler_object(sampler_name),
+            sigmas=plan.sigmas,
+            latent_image=latent_image,
+        ).result
+        return io.NodeOutput(latent)
