@@ -1,9 +1,11 @@
 """The nodes that ComfyUI shows: schemas and one call each."""
 
 from .compat import ComfyExtension
+from .guide import MGGuider
 from .inspect import MeasureMotion, XTSlice
 from .load import RecurrentMotionLoRA, STUNetLoader
 from .noise import MappingNetworkNoise
+from .sample import MGGuidanceSampler
 from .style import StyleBalance
 
 
@@ -11,4 +13,13 @@ class StillmotionExtension(ComfyExtension):
     """What ComfyUI's loader asks for."""
 
     async def get_node_list(self):
-        return [STUNetLoader, RecurrentMotionLoRA, MappingNetworkNoise, StyleBalance, MeasureMotion, XTSlice]
+        return [
+            STUNetLoader,
+            RecurrentMotionLoRA,
+            MappingNetworkNoise,
+            MGGuider,
+            MGGuidanceSampler,
+            StyleBalance,
+            MeasureMotion,
+            XTSlice,
+        ]
