@@ -168,7 +168,7 @@ class Graph:
         return self.prompt[self.id(kind)]["inputs"]
 
     def add(self, kind, **inputs):
-        id = str(100 + len(self.prompt))
+        id = str(1 + max(map(int, self.prompt)))  # nodes may have been removed
         self.prompt[id] = {"class_type": kind, "inputs": inputs}
         return id
 
