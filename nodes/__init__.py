@@ -7,6 +7,7 @@ from .load import RecurrentMotionLoRA, STUNetLoader
 from .noise import MappingNetworkNoise
 from .sample import MGGuidanceSampler
 from .style import StyleBalance
+from .windows import TemporalWindows
 
 
 class StillmotionExtension(ComfyExtension):
@@ -19,6 +20,7 @@ class StillmotionExtension(ComfyExtension):
             MappingNetworkNoise,
             MGGuider,
             MGGuidanceSampler,
+            TemporalWindows,
             StyleBalance,
             MeasureMotion,
             XTSlice,

@@ -1,0 +1,206 @@
+"""Runs a MODEL on overlapping windows of a clip, as what the host asks for in `model_options["context_handler"]`.
+
+The host's own handler is built upon where it is right: layers and other packs are told of a window as it tells them,
+and it cuts the conditions of video models, whose layouts it knows. What is not left to it, and why:
+
+* the windows and their weights: its `overlap-linear` over two frames cuts hard from one window to the next;
+* the mean: windows that agree are to leave no rounding;
+* ControlNets: it shows every window the hints of the first one;
+* masks of the conditioning: it cuts those of video latents along the wrong axis, and where a mask or another condition
+  has fewer rows than the clip has frames, it begins with the first row again in every window;
+* the time of a step: it cuts it by frames where its rows are clips, and looks it up in the schedule, which in some
+  versions fails within a step of a sampler of second order;
+* the ids of conditions: what a cache (EasyCache) holds for one window must not answer for another.
+
+Nothing that other runs see is changed: a step works on copies of the handler, of the options and of ControlNets.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from uuid import uuid5
+
+import comfy.conds
+import comfy.model_management
+import torch
+from comfy import context_windows as core
+from comfy.patcher_extension import WrappersMP
+
+from ..samplers.windows import FUSES, check_windows, fuse_in, window_count, windows_of
+from . import host
+
+KEY = "stillmotion_windows"
+log = logging.getLogger("stillmotion")
+
+
+def sampled_on_windows(model, window: int, overlap: int, fuse: str):
+    """A clone of MODEL that sees `window` frames at a time; takes the place of windows that were set before.
+
+    Raises:
+        ValueError: there are no such windows.
+    """
+    check_windows(window, overlap)
+    model = model.clone()
+    model.model_options["context_handler"] = WindowHandler(window, overlap, fuse)
+    if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+        # the first, so that what others add to the memory estimate is added to that of a window
+        others = model.wrappers.get(WrappersMP.PREPARE_SAMPLING, {})
+        model.wrappers[WrappersMP.PREPARE_SAMPLING] = {KEY: [prepare_sampling], **others}
+    return model
+
+
+def frame_axis(shape) -> int:
+    """Where a latent of this shape has its frames. Raises ValueError where it has none."""
+    if len(shape) not in (4, 5):
+        raise ValueError(
+            "Temporal Windows need a latent of shape (frames, channels, height, width) or (clips, channels, frames,"
+            f" height, width); this one is {tuple(shape)}."
+        )
+    return 0 if len(shape) == 4 else 2
+
+
+def outer_sample(executor, noise, *args, **kwargs):
+    """Once per run: refuses what cannot be cut into windows before anything is loaded for it."""
+    model = executor.class_obj.model_patcher
+    handler = model.model_options.get("context_handler")
+    if isinstance(handler, WindowHandler):
+        frames = noise.shape[frame_axis(noise.shape)]
+        asked = host.asked_frames(model.get_attachment(host.KEY) or ())
+        if asked and asked < frames:
+            raise ValueError(
+                f"Temporal Windows work on one clip at a time; here are {frames} frames in clips of {asked}: set"
+                " frames_per_clip of the STUNet Loader to 0, or leave the windows out."
+            )
+        count = window_count(frames, handler.context_length, handler.context_overlap)
+        log.info("Temporal Windows: %d frames in %d windows.", frames, count)
+    return executor(noise, *args, **kwargs)
+
+
+def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
+    """The memory that a run needs is that of one window."""
+    handler = model.model_options.get("context_handler")
+    if isinstance(handler, WindowHandler):
+        axis, noise_shape = frame_axis(noise_shape), list(noise_shape)
+        noise_shape[axis] = min(noise_shape[axis], handler.context_length)
+    return executor(model, noise_shape, *args, **kwargs)
+
+
+class WindowHandler(core.IndexListContextHandler):
+    """What a MODEL says about its windows; holds nothing of a run."""
+
+    def __init__(self, window: int, overlap: int, fuse: str):
+        super().__init__(context_schedule=None, fuse_method=None, context_length=window, context_overlap=overlap)
+        self.weights = FUSES[fuse]
+
+    def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
+        return x_in.size(frame_axis(x_in.shape)) > self.context_length
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
+        """The prediction of each condition for the whole clip, from those for its windows, one after another."""
+        step = copy.copy(self)
+        step.dim, step._model = frame_axis(x_in.shape), model
+        frames = x_in.size(step.dim)
+        means, totals = [torch.zeros_like(x_in) for _ in conds], [[0.0] * frames for _ in conds]
+        for window in windows_of(frames, self.context_length, self.context_overlap):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            inputs = step._inputs(window, conds, x_in, timestep, model_options)
+            weights = self.weights(window, frames, self.context_overlap)
+            for mean, total, prediction in zip(means, totals, calc_cond_batch(model, *inputs)):
+                fuse_in(mean, total, prediction, window, weights, step.dim)
+        return means
+
+    def _inputs(self, window: range, conds, x_in, timestep, model_options):
+        frames, told = x_in.size(self.dim), {}
+        told["context_window"] = core.IndexListContextWindow(list(window), dim=self.dim, total_frames=frames)
+        if self.dim == 0:
+            # how packs that bring per-frame data look up which frames they are given
+            told["ad_params"] = {"full_length": frames, "context_length": len(window), "sub_idxs": list(window)}
+            timestep = timestep[window.start : window.stop]
+        options = {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), **told}}
+        stand_ins = {}
+        conds = [cond and [self._cut(c, told["context_window"], x_in, stand_ins) for c in cond] for cond in conds]
+        return conds, x_in.narrow(self.dim, window.start, len(window)), timestep, options
+
+    def _cut(self, cond: dict, window, x_in, stand_ins: dict) -> dict:
+        """A condition for the frames of a window."""
+        frames, indices = x_in.size(self.dim), window.index_list
+        cut = {**cond, "uuid": uuid5(cond["uuid"], str(indices[0]))}
+        if "mask" in cond:
+            cut["mask"] = cut_mask(cond["mask"], indices, frames, axis=max(0, self.dim - 1))
+        if self.dim == 0:
+            cut["model_conds"] = {name: cut_rows(value, indices, name) for name, value in cond["model_conds"].items()}
+            cut["control"] = cut_control(cond.get("control"), indices, stand_ins)
+        else:
+            check_video(cond, frames)
+            only = [{"model_conds": cond["model_conds"]}]
+            cut["model_conds"] = self.get_resized_cond(only, x_in, window)[0]["model_conds"]
+        return cut
+
+
+def cut_rows(value, indices: list[int], name: str):
+    """One of `model_conds` of an image model: the host repeats its rows over the batch, which is the clip."""
+    if name == "num_video_frames":
+        return value._copy_with(len(indices))
+    if isinstance(value, comfy.conds.CONDConstant):
+        return value
+    if isinstance(value.cond, list):
+        return value._copy_with([repeated_rows(tensor, indices) for tensor in value.cond])
+    return value._copy_with(repeated_rows(value.cond, indices))
+
+
+def repeated_rows(tensor, indices: list[int]):
+    return tensor if len(tensor) == 1 else tensor[[i % len(tensor) for i in indices]]
+
+
+def cut_mask(mask, indices: list[int], frames: int, axis: int):
+    """The mask of a condition: (rows, height, width), or (clips, frames, height, width) on a video latent.
+
+    Raises:
+        ValueError: it has neither one frame nor a frame for each of the clip.
+    """
+    given = mask.size(axis)
+    if given < frames and frames % given:
+        raise ValueError(
+            f"A mask of the conditioning has {given} frames, the clip {frames}: give one mask, or one for each frame."
+        )
+    if axis == 0:
+        return repeated_rows(mask, indices)
+    return mask if given == 1 else mask[:, [i % given for i in indices]]
+
+
+def check_video(cond: dict, frames: int) -> None:
+    """Raises ValueError where a condition of a video model says something about frames that windows do not keep."""
+    if "keyframe_idxs" in cond["model_conds"]:
+        raise ValueError("Temporal Windows do not work with guide frames; use ComfyUI's own context windows.")
+    area = cond.get("area") or ()
+    if len(area) == 6 and (area[0] < frames or area[3] > 0):
+        raise ValueError(
+            "Temporal Windows do not work with a conditioning area that covers some of the frames only; use a mask with"
+            " a frame for each frame of the latent."
+        )
+
+
+def cut_control(control, indices: list[int], stand_ins: dict):
+    """A ControlNet that shows a window its own hints; one for all conditions of the window, so that these batch.
+
+    The stand-in shares the network with the original. What it prepares is forgotten with the window: kept, the hints of
+    all windows would fill the memory that windows are there to save.
+    """
+    if control is None or control in stand_ins:
+        return stand_ins.get(control)
+    stand_in = copy.copy(control)
+    stand_in.previous_controlnet = cut_control(control.previous_controlnet, indices, stand_ins)
+    on_devices = getattr(control, "multigpu_clones", {})
+    stand_in.multigpu_clones = {device: cut_control(clone, indices, stand_ins) for device, clone in on_devices.items()}
+    hint = control.cond_hint_original
+    # Advanced-ControlNet's have sub_idxs and cut their hints themselves, by ad_params
+    per_frame = hint is not None and len(hint) > 1 and not hasattr(control, "sub_idxs")
+    if per_frame:
+        rows = [i % len(hint) for i in indices]
+        stand_in.cond_hint, stand_in.cond_hint_original = None, hint[rows]
+        stand_in.extra_concat_orig = [repeated_rows(extra, rows) for extra in control.extra_concat_orig]
+    is_same = not per_frame and stand_in.previous_controlnet is control.previous_controlnet
+    stand_ins[control] = control if is_same else stand_in
+    return stand_ins[control]

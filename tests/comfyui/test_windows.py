@@ -1,0 +1,462 @@
+"""Temporal Windows through the host's own samplers: what travels with a window, and what a run leaves behind.
+
+Without a motion file a U-Net sees each frame alone: with windows it must give what it gives without them.
+"""
+
+import copy
+
+import pytest
+import torch
+from stillmotion.samplers.windows import FUSES, fuse, windows_of
+
+FRAMES = 11
+each_fuse = pytest.mark.parametrize("fuse", sorted(FUSES))
+
+
+def windowed(model, window=4, overlap=2, fuse="pyramid"):
+    from stillmotion.nodes.windowing import sampled_on_windows
+
+    return sampled_on_windows(model, window, overlap, fuse)
+
+
+def noise(frames=FRAMES, seed=0):
+    return torch.randn(frames, 4, 8, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def condition(seed, rows=1, tokens=7, **options):
+    text = torch.randn(rows, tokens, 768, generator=torch.Generator().manual_seed(seed))
+    return [[text, options]]
+
+
+def sample(model, start, positive=None, negative=None, cfg=3.0, steps=2, sampler="euler", latent=None, **options):
+    import comfy.sample
+
+    positive, negative = positive or condition(1), negative or condition(2)
+    latent = torch.zeros_like(start) if latent is None else latent
+    return comfy.sample.sample(
+        model, start, steps, cfg, sampler, "normal", positive, negative, latent, disable_pbar=True, seed=0, **options
+    )
+
+
+@pytest.fixture
+def motion(tmp_path):
+    """Attaches a random motion file to a MODEL."""
+    from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Memory, Temporal
+    from stillmotion.networks.motion_file import MotionInfo, write_motion_file
+    from stillmotion.nodes import host
+
+    def attach(model, frames_per_clip=0):
+        config, structure = InflationConfig(Temporal(), Frames(), Memory()), host.structure_of(model)
+        torch.manual_seed(0)
+        inflation = Inflation(config, structure)
+        for name, parameter in inflation.named_parameters():
+            torch.nn.init.normal_(parameter, mean=0.5 * ("gamma" in name), std=0.1)
+        path = tmp_path / "motion.safetensors"
+        write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=4))
+        strengths = {"temporal": 1.0, "memory": 1.0, "queries": 1.0}
+        return host.attach(model, host.load_motion(path), **strengths, frames_per_clip=frames_per_clip)
+
+    return attach
+
+
+class FrameByFrame(torch.nn.Module):
+    """A network in which no frame, image or video, depends on another, nor its rounding on how many there are."""
+
+    dtype = torch.float32
+
+    def __init__(self, **ignored):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(0.7))
+        self.seen = []
+
+    def forward(self, x, timesteps, context=None, y=None, control=None, transformer_options={}, **extra):  # noqa: B006
+        from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self.plain_forward, self, wrappers)
+        return executor.execute(x, timesteps, context, y, control, transformer_options, **extra)
+
+    def plain_forward(self, x, timesteps, context, y, control, transformer_options):
+        self.seen.append(transformer_options)
+        rows = [len(x)] + [1] * (x.ndim - 1)
+        out = torch.sin(self.gain * x[:, :4]) * (timesteps / 1000).view(rows) + context[:, 0, 0].view(rows)
+        for channel in x[:, 4:].unbind(1):
+            out = out + 0.3 * channel.unsqueeze(1)
+        for hint in (control or {}).get("middle", []):
+            out = out + hint
+        return out
+
+
+@pytest.fixture
+def model():
+    """A MODEL of that network; `model.seen` is what each forward was told."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15({"dtype": torch.float32})
+    config.set_inference_dtype(torch.float32, None)
+    base = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, "cpu", FrameByFrame)
+    model = comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+    model.seen = base.diffusion_model.seen
+    return model
+
+
+def assert_windows_change_nothing(model, *args, window=4, overlap=2, **options):
+    plain = sample(model, *args, **options)
+    for name in FUSES:
+        assert torch.equal(sample(windowed(model, window, overlap, name), *args, **options), plain)
+    return plain
+
+
+def test_frames_that_do_not_depend_on_each_other_are_the_same_bit_for_bit(model):
+    """T5.4, also where a frame is in three windows, and with one condition instead of two."""
+    assert_windows_change_nothing(model, noise())
+    assert_windows_change_nothing(model, noise(), window=5, overlap=4)
+    assert_windows_change_nothing(model, noise(), cfg=1.0)
+
+
+def test_the_hosts_batches_change_only_the_rounding(small_model):
+    model = small_model()
+    torch.testing.assert_close(sample(windowed(model), noise()), sample(model, noise()), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_sde", "uni_pc"])
+def test_samplers_that_look_between_the_steps(model, sampler):
+    assert_windows_change_nothing(model, noise(), sampler=sampler, steps=3)
+
+
+def test_the_windows_of_a_clip_are_fused_at_each_step(small_model, motion):
+    """One step to the end makes the clean clip that the model predicts: what it predicts for the windows, fused."""
+    model = motion(small_model())
+    for name in FUSES:
+        windows = windows_of(FRAMES, 4, 2)
+        alone = [sample(model, noise()[list(w)], steps=1) for w in windows]
+        weights = [FUSES[name](w, FRAMES, 2) for w in windows]
+        got = sample(windowed(model, fuse=name), noise(), steps=1)
+        torch.testing.assert_close(got, fuse(alone, windows, weights, FRAMES), rtol=0, atol=2e-4)
+    assert (got - sample(model, noise(), steps=1)).abs().max() > 0.01
+
+
+def test_the_order_of_the_windows_and_the_motion_does_not_matter(small_model, motion):
+    model = small_model()
+    torch.testing.assert_close(sample(windowed(motion(model)), noise()), sample(motion(windowed(model)), noise()))
+
+
+def test_layers_and_other_packs_are_told_which_frames_they_see(model):
+    sample(windowed(model), noise(), steps=1)
+    told = [list(options["context_window"].index_list) for options in model.seen]
+    assert told == [list(w) for w in windows_of(FRAMES, 4, 2)]
+    assert [options["ad_params"]["sub_idxs"] for options in model.seen] == told
+    assert {options["ad_params"]["full_length"] for options in model.seen} == {FRAMES}
+    model.seen.clear()
+    sample(windowed(model), noise(4), steps=1)
+    assert all("context_window" not in options and "ad_params" not in options for options in model.seen)
+
+
+@pytest.mark.parametrize("rows", [FRAMES, 3, FRAMES + 2], ids=["one each", "fewer, repeated", "more, cut off"])
+def test_a_prompt_for_each_frame_travels_with_its_window(model, rows):
+    same = assert_windows_change_nothing(model, noise(), condition(1, rows=rows))
+    assert (same - sample(model, noise(), condition(1, rows=1))).abs().max() > 0.01
+
+
+def test_known_pixels_and_their_masks_travel_with_their_window(model):
+    """A base for inpainting gets them as further channels of its input."""
+    model.model.set_inpaint()
+    known = {"concat_latent_image": noise(seed=5), "concat_mask": (torch.rand(FRAMES, 1, 64, 48) > 0.5).float()}
+    with_one = assert_windows_change_nothing(model, noise(), condition(1, **known), condition(2, **known))
+    known["concat_latent_image"] = noise(seed=5).flip(0)
+    assert (sample(model, noise(), condition(1, **known), condition(2, **known)) - with_one).abs().max() > 0.01
+
+
+def test_a_noise_mask_for_each_frame_keeps_what_it_covers(model):
+    mask = (torch.arange(FRAMES) % 3 > 0).float().view(-1, 1, 1, 1).expand(FRAMES, 1, 64, 48)
+    options = {"latent": noise(seed=3), "noise_mask": mask}
+    got = assert_windows_change_nothing(model, noise(), **options)
+    torch.testing.assert_close(got[::3], noise(seed=3)[::3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, FRAMES])
+def test_the_mask_of_a_condition_travels_with_its_window(model, rows):
+    mask = (torch.rand(rows, 64, 48) > 0.3).float()
+    assert_windows_change_nothing(model, noise(), condition(1, mask=mask) + condition(4))
+
+
+def test_a_mask_that_is_repeated_over_the_clip(model):
+    mask = (torch.rand(4, 64, 48) > 0.3).float()
+    assert_windows_change_nothing(model, noise(12), condition(1, mask=mask) + condition(4), window=5)
+
+
+def test_a_mask_that_fits_no_clip_is_refused(model):
+    positive = condition(1, mask=torch.ones(4, 64, 48))
+    with pytest.raises(ValueError, match="has 4 frames, the clip 11: give one mask, or one for each frame"):
+        sample(windowed(model), noise(), positive)
+
+
+def test_an_area_and_a_range_of_steps(model):
+    part = condition(4, area=(4, 3, 2, 1), strength=0.7)
+    late = condition(5, start_percent=0.5, end_percent=1.0)
+    assert_windows_change_nothing(model, noise(), condition(1) + part + late, steps=3)
+
+
+class Hinted(torch.nn.Module):
+    """What a ControlNet runs; here a pixel of the hint for each of the latent."""
+
+    dtype = torch.float32
+
+    def forward(self, x, hint, timesteps, context):
+        return {"input": [], "output": [], "middle": [0.5 * hint[:, :1, ::8, ::8] + 0.1 * x]}
+
+
+@pytest.fixture
+def control(comfyui):
+    """Makes a ControlNet with hints, as the apply node of the host does."""
+    import comfy.controlnet
+
+    def make(hint, previous=None):
+        net = comfy.controlnet.ControlNet(Hinted(), load_device=torch.device("cpu"))
+        return net.set_cond_hint(hint.movedim(-1, 1)).set_previous_controlnet(previous)
+
+    return make
+
+
+def hints(frames, seed=0):
+    return torch.rand(frames, 64, 48, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def guided(net):
+    return condition(1, control=net, control_apply_to_uncond=True)
+
+
+@pytest.mark.parametrize("count", [FRAMES, 5, FRAMES + 1, 1], ids=["one each", "fewer", "more", "one for all"])
+def test_the_hints_of_a_controlnet_travel_with_their_window(model, control, count):
+    net = control(hints(count))
+    got = assert_windows_change_nothing(model, noise(), guided(net))
+    assert (got - sample(model, noise())).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("which", ["both", "the first", "the second"])
+def test_the_hints_of_chained_controlnets_travel_with_their_window(model, control, which):
+    one, each = hints(1, seed=2), hints(FRAMES, seed=3)
+    first = control(one if which == "the second" else each)
+    net = control(one if which == "the first" else each, previous=first)
+    got = assert_windows_change_nothing(model, noise(), guided(net))
+    assert (got - sample(model, noise(), guided(first))).abs().max() > 0.01
+
+
+def test_a_controlnet_is_left_as_it_was(model, control):
+    first = control(hints(FRAMES))
+    net = control(hints(FRAMES, seed=1), previous=first)
+    before = dict(vars(net))
+    sample(windowed(model), noise(), guided(net))
+    assert vars(net) == before and net.previous_controlnet is first
+
+
+def test_the_hosts_own_windows_show_each_window_the_first_hints(model, control):
+    """The defect that stands in the way; where this fails, the host has mended it."""
+    from comfy import context_windows as core
+
+    theirs = model.clone()
+    theirs.model_options["context_handler"] = handler = core.IndexListContextHandler(
+        core.get_matching_context_schedule("standard_static"),
+        core.get_matching_fuse_method("flat"),
+        context_length=4,
+        context_overlap=2,
+    )
+    handler.causal_window_fix = False
+    both = [sample(m, noise(), guided(control(hints(FRAMES)))) for m in (theirs, model)]
+    assert torch.allclose(both[0][:2], both[1][:2]) and not torch.allclose(both[0][4:], both[1][4:], atol=0.01)
+
+
+def test_a_controlnet_of_a_pack_that_cuts_its_hints_by_itself_gets_them_whole(model, control):
+    net = control(hints(FRAMES))
+    net.sub_idxs = None
+    seen = []
+    net.get_control = lambda x, t, cond, n, options: seen.append((net, options["ad_params"]["sub_idxs"]))
+    sample(windowed(model), noise(), condition(1, control=net), steps=1)
+    assert {len(kept.cond_hint_original) for kept, _ in seen} == {FRAMES}
+    assert [indices for _, indices in seen] == [list(w) for w in windows_of(FRAMES, 4, 2)]
+
+
+def test_an_adapter_of_the_t2i_kind(model):
+    """It keeps what its network made of the hints, which must be forgotten with the window."""
+    import comfy.controlnet
+
+    class Adapter(torch.nn.Module):
+        unshuffle_amount = 8
+
+        def forward(self, hint):
+            return {"input": [], "output": [], "middle": [hint[:, :1, ::8, ::8]]}
+
+    adapter = comfy.controlnet.T2IAdapter(Adapter(), 3, 8, "nearest-exact", torch.device("cpu"))
+    got = assert_windows_change_nothing(model, noise(), guided(adapter.set_cond_hint(hints(FRAMES).movedim(-1, 1))))
+    assert (got - sample(model, noise())).abs().max() > 0.01
+
+
+def video(frames=FRAMES, clips=2, channels=4, seed=0):
+    return torch.randn(clips, channels, frames, 8, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_clips_of_a_video_model(model):
+    """Its latents are (clips, channels, frames, height, width), and its times and prompts are of clips."""
+    assert_windows_change_nothing(model, video(), condition(1, rows=2), sampler="dpm_2")
+    told = [list(options["context_window"].index_list) for options in model.seen if "context_window" in options]
+    assert told[:5] == [list(w) for w in windows_of(FRAMES, 4, 2)]
+    assert not any("ad_params" in options for options in model.seen)  # whose frames are rows
+
+
+def test_the_conditions_of_a_video_model_travel_with_their_window(model):
+    known = {"noise_concat": video(channels=2, seed=4)}
+    got = assert_windows_change_nothing(model, video(), condition(1, **known), condition(2, **known))
+    flipped = {"noise_concat": known["noise_concat"].flip(2)}
+    assert (sample(model, video(), condition(1, **flipped), condition(2, **flipped)) - got).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("frames", [8, FRAMES], ids=["as many as rows of pixels", "more"])
+def test_the_mask_of_a_condition_of_a_video_model(model, frames):
+    mask = (torch.rand(frames, 8, 6) > 0.3).float()
+    assert_windows_change_nothing(model, video(frames), condition(1, mask=mask) + condition(4))
+    assert_windows_change_nothing(model, video(frames), condition(1, mask=mask[:1]) + condition(4))
+
+
+def test_what_windows_of_a_video_cannot_keep_is_refused(model):
+    part = condition(1, area=(3, 8, 6, 2, 0, 0))
+    with pytest.raises(ValueError, match="covers some of the frames only; use a mask"):
+        sample(windowed(model), video(), part)
+    with pytest.raises(ValueError, match="has 4 frames, the clip 11"):
+        sample(windowed(model), video(), condition(1, mask=torch.ones(4, 8, 6)))
+
+
+def test_guide_frames_are_refused():
+    from stillmotion.nodes.windowing import check_video
+
+    with pytest.raises(ValueError, match="do not work with guide frames"):
+        check_video({"model_conds": {"keyframe_idxs": 0}}, 9)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4])
+def test_a_clip_that_is_no_longer_than_a_window_is_sampled_whole(small_model, motion, frames):
+    model = motion(small_model())
+    assert torch.equal(sample(windowed(model), noise(frames)), sample(model, noise(frames)))
+
+
+@pytest.mark.parametrize(
+    ("window", "overlap", "message"),
+    [(4, 4, "The overlap is 4 frames; windows of 4 frames allow 0 to 3"), (0, 0, "A window has 0 frames")],
+)
+def test_windows_that_cannot_be_are_refused_by_the_node(model, window, overlap, message):
+    with pytest.raises(ValueError, match=message):
+        windowed(model, window, overlap)
+
+
+def test_a_latent_without_frames_is_refused(model):
+    with pytest.raises(ValueError, match=r"height, width\); this one is \(2, 4, 80\)"):
+        sample(windowed(model), torch.randn(2, 4, 80))
+
+
+def test_several_clips_in_a_batch_are_refused(small_model, motion):
+    model = windowed(motion(small_model(), frames_per_clip=4))
+    with pytest.raises(ValueError, match="here are 8 frames in clips of 4: set frames_per_clip of the STUNet"):
+        sample(model, noise(8))
+    sample(model, noise(4))
+
+
+def test_the_last_windows_count(model):
+    """Also where ComfyUI's own were set before, or are set after."""
+    from comfy import context_windows as core
+
+    twice = windowed(windowed(model, 8, 1), 4, 2)
+    assert twice.model_options["context_handler"].context_length == 4
+    assert len(twice.get_wrappers("outer_sample", "stillmotion_windows")) == 1
+    schedule, method = core.get_matching_context_schedule("standard_static"), core.get_matching_fuse_method("flat")
+    twice.model_options["context_handler"] = core.IndexListContextHandler(schedule, method, 8, 4)
+    assert torch.isfinite(sample(twice, noise())).all()
+    core.create_prepare_sampling_wrapper(twice)
+    assert_windows_change_nothing(twice, noise())
+
+
+def test_a_model_with_windows_leaves_the_one_without_as_it_was(small_model, motion):
+    """A-B-A, both ways round."""
+    plain = motion(small_model())
+    options = copy.deepcopy({k: v for k, v in plain.model_options.items() if k != "transformer_options"})
+    cut = windowed(plain)
+    first, second = sample(plain, noise()), sample(cut, noise())
+    assert torch.equal(sample(plain, noise()), first) and torch.equal(sample(cut, noise()), second)
+    assert (first - second).abs().max() > 0.01
+    assert {k: v for k, v in plain.model_options.items() if k != "transformer_options"} == options
+    assert "context_window" not in plain.model_options["transformer_options"]
+
+
+def test_a_run_in_the_middle_of_another_does_not_see_its_windows(small_model, motion):
+    """It has as many frames as the window that runs."""
+    outside, inside = windowed(motion(small_model())), motion(small_model())
+    expected, alone = sample(outside, noise()), sample(inside, noise(4, seed=9))
+    within = []
+
+    def sample_too(args):
+        if not within:
+            within.append(sample(inside, noise(4, seed=9)))
+        return args["denoised"]
+
+    nested = outside.clone()
+    nested.set_model_sampler_post_cfg_function(sample_too)
+    assert torch.equal(sample(nested, noise()), expected) and torch.equal(within[0], alone)
+
+
+def test_a_cancelled_run_leaves_the_next_one_as_it_was(model, control):
+    """Cancelled after two windows of the first step, not at its end."""
+    import comfy.model_management
+    from comfy.patcher_extension import WrappersMP
+
+    net = control(hints(FRAMES), previous=control(hints(FRAMES, seed=1)))
+    whole = sample(windowed(model), noise(), guided(net))
+    calls = []
+
+    def cancel(executor, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            comfy.model_management.interrupt_current_processing()
+        return executor(*args)
+
+    cancelled = windowed(model)
+    cancelled.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "cancel", cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(cancelled, noise(), guided(net))
+    assert len(calls) == 2
+    assert torch.equal(sample(windowed(model), noise(), guided(net)), whole)
+
+
+def test_a_cache_of_one_window_does_not_answer_for_another(model):
+    """EasyCache keeps, by the id of a condition, what the network added, and decides for the first one it sees."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    cached = EasyCacheNode.execute(model, 1e9, 0.0, 1.0, False).args[0]
+    alone, plain = sample(cached, noise(12)[:4], steps=6), sample(model, noise(12), steps=6)
+    got = sample(windowed(cached, overlap=0), noise(12), steps=6)
+    assert torch.equal(got[:4], alone) and (alone - plain[:4]).abs().max() > 0.01
+    assert torch.equal(got[4:], plain[4:])
+
+
+def test_the_memory_estimate_is_that_of_a_window(small_model, motion):
+    """Our layers' share comes on top, whichever was attached first."""
+    from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+    def asked(model):
+        wrappers = model.get_all_wrappers(WrappersMP.PREPARE_SAMPLING)
+        executor = WrapperExecutor.new_executor(lambda model, shape, *args, **kwargs: list(shape), wrappers)
+        return executor.execute(model, (FRAMES, 4, 8, 6), {}, model_options=model.model_options)
+
+    model = small_model()
+    assert asked(windowed(model)) == [4, 4, 8, 6] and asked(model) == [FRAMES, 4, 8, 6]
+    both = [asked(windowed(motion(model))), asked(motion(windowed(model)))]
+    assert both[0] == both[1] and 4 < both[0][0] < FRAMES
+
+
+def test_the_node(pack, small_model):
+    node = pack["StillmotionTemporalWindows"]
+    run = getattr(node.PREPARE_CLASS_CLONE(None), node.FUNCTION)
+    model = small_model()
+    handler = run(model=model, window=8, overlap=2, fuse="flat").args[0].model_options["context_handler"]
+    assert (handler.context_length, handler.context_overlap, handler.weights(range(3), 9, 2)) == (8, 2, [1.0] * 3)
+    fuses = next(i for i in node.GET_SCHEMA().inputs if i.id == "fuse").options
+    assert set(fuses) == set(FUSES)
