@@ -7,6 +7,7 @@ from .load import RecurrentMotionLoRA, STUNetLoader
 from .noise import MappingNetworkNoise
 from .sample import MGGuidanceSampler
 from .style import StyleBalance
+from .upscale import MultiDiffusionUpscale
 from .windows import TemporalWindows
 
 
@@ -21,6 +22,7 @@ class StillmotionExtension(ComfyExtension):
             MGGuider,
             MGGuidanceSampler,
             TemporalWindows,
+            MultiDiffusionUpscale,
             StyleBalance,
             MeasureMotion,
             XTSlice,

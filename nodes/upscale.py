@@ -1,0 +1,223 @@
+"""Upscales a clip with the model that made it: the frames are enlarged, and sampled again on windows of the clip.
+
+Only the latents and one window are ever in the model's memory; pixels pass by a few frames at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..samplers.windows import window_count
+from .compat import io
+from .windowing import sampled_on_windows
+from .windows import window_inputs
+
+CHUNK = 8
+"""Frames that are enlarged and encoded, or decoded, at a time."""
+
+
+def check_image(image: Tensor) -> None:
+    """Raises ValueError where IMAGE is no clip of colour pictures."""
+    if image.ndim != 4 or not len(image) or image.shape[-1] != 3:
+        alpha = " The fourth channel is probably alpha: take it off before." if image.shape[-1] == 4 else ""
+        raise ValueError(f"The image is {tuple(image.shape)}; needed are (frames, height, width, 3 colours).{alpha}")
+
+
+def check_family(model, vae) -> None:
+    """Raises ValueError where the latents of MODEL have an axis of time, or are not those of VAE."""
+    latent_format = model.get_model_object("latent_format")
+    if vae.latent_dim != 2 or latent_format.latent_dimensions != 2:
+        raise ValueError(
+            "This node is for image models with a motion; a video model encodes the clip as a whole: enlarge the frames"
+            " (Upscale Image), then VAE Encode, Temporal Windows and KSampler with denoise below 1."
+        )
+    if vae.latent_channels != latent_format.latent_channels:
+        raise ValueError(
+            f"This VAE makes latents of {vae.latent_channels} channels, this model takes"
+            f" {latent_format.latent_channels}: use the VAE of the model's family."
+        )
+
+
+def scaled_side(pixels: int, scale: float, multiple: int) -> int:
+    """The multiple that is nearest to `pixels * scale`, at least one."""
+    return multiple * max(1, int(pixels * scale / multiple + 0.5))
+
+
+def enlarge(frames: Tensor, height: int, width: int, method: str, upscale_model=None) -> Tensor:
+    """Frames (frames, height, width, 3) at another size: by the upscale model, and resampled where it makes another."""
+    if upscale_model is not None:
+        # here and not above: a second copy of a module of the host, for which its start need not wait
+        from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
+
+        frames = ImageUpscaleWithModel.execute(upscale_model, frames).args[0]
+    if frames.shape[1:3] == (height, width):
+        return frames
+    if frames.shape[1] > height:
+        method = "lanczos"  # the others skip pixels where they shrink
+    enlarged = comfy.utils.common_upscale(frames.movedim(-1, 1), width, height, method, "disabled")
+    return enlarged.movedim(1, -1).clamp(0, 1)
+
+
+def encode(vae, frames: Tensor, tile: int) -> Tensor:
+    """Latents of frames, in tiles where a side is longer than `tile` pixels."""
+    if max(frames.shape[1:3]) <= tile:
+        return vae.encode(frames)
+    return vae.encode_tiled(frames, tile_x=tile, tile_y=tile, overlap=tile // 8)
+
+
+def decode(vae, latents: Tensor, tile: int) -> Tensor:
+    """The inverse of `encode`."""
+    tile //= vae.spacial_compression_encode()
+    if max(latents.shape[2:]) <= tile:
+        return vae.decode(latents)
+    return vae.decode_tiled(latents, tile_x=tile, tile_y=tile, overlap=tile // 8)
+
+
+def chunks(frames: int, bar) -> Iterator[slice]:
+    """A few frames at a time, until the run is cancelled; moves the bar on by each that is done."""
+    for start in range(0, frames, CHUNK):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield slice(start, start + CHUNK)
+        bar.update(min(CHUNK, frames - start))
+
+
+def with_progress(model, bar, windows: int):
+    """A clone of MODEL that moves the bar on with each window, and what the sampler is to call after each step."""
+    model, end_of_step = model.clone(), bar.current + windows
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def after_window(executor, *args, **kwargs):
+        predictions = executor(*args, **kwargs)
+        bar.update_absolute(min(bar.current + 1, end_of_step))  # some samplers look twice in a step
+        return predictions
+
+    def after_step(step, x0, x, steps):
+        nonlocal end_of_step
+        bar.update_absolute(end_of_step, preview=previewer and previewer.decode_latent_to_preview_image("JPEG", x0))
+        end_of_step += windows
+
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "stillmotion_progress", after_window)
+    return model, after_step
+
+
+class MultiDiffusionUpscale(io.ComfyNode):
+    """Makes a clip larger, with detail that the model adds, and without seams where its windows end."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionMultiDiffusionUpscale",
+            display_name="Temporal MultiDiffusion Upscale",
+            category="stillmotion/sampling",
+            description="Enlarges the frames of a clip and samples them again with the model that made it, on"
+            " overlapping windows: detail that does not flicker, for clips of any length.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model with its motion; without, every frame gets other detail."),
+                io.Conditioning.Input("positive", tooltip="What the clip shows."),
+                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Image.Input("image", tooltip="The clip: frames of any size, without alpha."),
+                io.Float.Input(
+                    "scale",
+                    default=2.0,
+                    min=1.0,
+                    max=8.0,
+                    step=0.25,
+                    tooltip="New size over old. A side becomes the nearest multiple of what the VAE needs, mostly 8.",
+                ),
+                io.Combo.Input(
+                    "resize",
+                    options=["bicubic", "lanczos", "bilinear"],
+                    tooltip="How frames are enlarged without upscale model, or where it makes them too small.",
+                ),
+                *window_inputs(),
+                io.Float.Input(
+                    "denoise",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much is sampled anew. 0.3 to 0.5 adds detail; 0 only enlarges.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of the sampler. 15 to 25."),
+                io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler. 5 to 7."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the noise that the frames are sampled from.",
+                ),
+                io.Int.Input(
+                    "vae_tile",
+                    default=1024,
+                    min=128,
+                    max=8192,
+                    step=64,
+                    tooltip="Frames with a longer side, in pixels, are encoded and decoded in tiles of this size."
+                    " Lower it where the VAE runs out of memory.",
+                ),
+                io.UpscaleModel.Input(
+                    "upscale_model", optional=True, tooltip="Enlarges the frames, ESRGAN for example, before sampling."
+                ),
+            ],
+            outputs=[io.Image.Output("upscaled_image", display_name="image")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        vae,
+        image,
+        scale,
+        resize,
+        window,
+        overlap,
+        fuse,
+        denoise,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        seed,
+        vae_tile,
+        upscale_model=None,
+    ) -> io.NodeOutput:
+        check_image(image)
+        check_family(model, vae)
+        model = sampled_on_windows(model, window, overlap, fuse)
+        frames, windows = len(image), window_count(len(image), window, overlap)
+        height, width = (scaled_side(side, scale, vae.spacial_compression_encode()) for side in image.shape[1:3])
+        bar = comfy.utils.ProgressBar(2 * frames + steps * windows)
+
+        parts = chunks(frames, bar)
+        larger = (enlarge(image[part], height, width, resize, upscale_model) for part in parts)
+        latents = torch.cat([encode(vae, pixels, vae_tile) for pixels in larger])
+
+        model, callback = with_progress(model, bar, windows)
+        noise = comfy.sample.prepare_noise(latents, seed)
+        settings = (steps, cfg, sampler_name, scheduler, positive, negative)
+        quiet = not comfy.utils.PROGRESS_BAR_ENABLED
+        latents = comfy.sample.sample(
+            model, noise, *settings, latents, denoise=denoise, callback=callback, disable_pbar=quiet, seed=seed
+        )
+
+        out = torch.empty(frames, height, width, 3)
+        for part in chunks(frames, bar):
+            out[part] = decode(vae, latents[part], vae_tile)
+        return io.NodeOutput(out)
