@@ -28,7 +28,7 @@ def demo(options: DemoOptions) -> None:
     base = options.base or options.output / "base.safetensors"
     if options.base is None and not base.exists():
         log.info("1 of 4: a base model to learn with")
-        make_toy(ToyOptions(output=base, steps=options.base_steps, unet="small", seed=options.seed))
+        make_toy(ToyOptions(output=base, steps=options.base_steps, seed=options.seed))
     log.info("2 of 4: %d clips of a shape, %s", CLIPS, options.motion)
     clips = draw_clips(options.output / "clips", options)
     log.info("3 of 4: learning the motion")
@@ -59,7 +59,8 @@ def learn(options: DemoOptions, base: Path, clips: Path) -> Path:
         frames=FRAMES,
         fps=FPS,
         steps=options.steps,
-        learning_rate=1e-3,
+        learning_rate=6e-4,
+        temporal_blocks=True,
         warm_up=min(20, options.steps // 2),
         weighting="velocity",
         checkpointing=False,
