@@ -35,7 +35,8 @@ class MotionInfo:
 
     `schedule` and `prediction` are those it was trained on, in diffusers' names. `frames`, `fps`, `width` and `height`
     (pixels) are those of its training clips. `captions` are the distinct training captions, `options` the resolved
-    options of the command that made it, `versions` of the libraries that did.
+    options of the command that made it, `versions` of the libraries that did. `positions` is for how many frames other
+    programs' form of the file stores positions; None: it stores none.
     """
 
     config: InflationConfig
@@ -49,9 +50,10 @@ class MotionInfo:
     captions: tuple[str, ...] = ()
     options: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
+    positions: int | None = 32
 
     def __post_init__(self):
-        for name in ("frames", "width", "height", "fps"):
+        for name in ("frames", "width", "height", "fps", *(["positions"] if self.positions is not None else [])):
             value = getattr(self, name)
             if type(value) not in ((int, float) if name == "fps" else (int,)) or not 0 < value < 1e6:
                 raise ValueError(f"its {name} is {value!r}; it must be a number above 0")
@@ -75,7 +77,7 @@ def write_motion_file(path: Path, tensors: dict[str, Tensor], info: MotionInfo) 
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    _check_finite(path, tensors)
+    check_finite(path, tensors)
     try:
         data = safetensors.torch.save(tensors, _metadata(tensors, info))
         with open(beside, "wb") as file:
@@ -136,14 +138,14 @@ def read_motion_file(path: Path, fits: Structure | None = None) -> tuple[MotionI
     info = read_motion_info(path, fits)
     # read at once, not mapped: a mapped file could change under the tensors, and Windows would not let it be replaced
     tensors = safetensors.torch.load(Path(path).read_bytes())
-    _check_finite(path, tensors)
+    check_finite(path, tensors)
     own = _own_metadata(path, _read_header(Path(path))[1])
     if own.pop("sha256", None) != _hash(tensors, own):
         raise MotionFileError(f"{path} was changed after it was written (its checksum differs); copy it again.")
     return info, tensors
 
 
-def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise MotionFileError(f"{path} holds NaN or infinity in {name}; the training that made it diverged.")
@@ -170,17 +172,17 @@ def _layers(structure: Structure) -> str:
 def _read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no motion file {path}.")
-    _check_container(path)
+    check_container(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
-            _check_numbers(path, {name: part.get_dtype() for name, part in slices.items()})
+            check_numbers(path, {name: part.get_dtype() for name, part in slices.items()})
             return {name: tuple(part.get_shape()) for name, part in slices.items()}, file.metadata() or {}
     except SafetensorError as error:
         raise MotionFileError(f"{path} is damaged or cut short ({error}); copy or train it again.") from None
 
 
-def _check_container(path: Path) -> None:
+def check_container(path: Path) -> None:
     """The first eight bytes of a safetensors file are the length of its header; of other files they are anything."""
     with open(path, "rb") as file:
         start = file.read(8)
@@ -189,13 +191,13 @@ def _check_container(path: Path) -> None:
         return
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise MotionFileError(
-            f"{path} is a pickled file, which can run code when it is opened; motion files are safetensors: get it in"
-            " that form."
+            f"{path} is a pickled file, which can run code when it is opened; motion files are safetensors:"
+            f" `python -m trainer convert --input {path} --output {path.with_suffix('.safetensors')}` makes one of it."
         )
     raise MotionFileError(f"{path} is not a safetensors file: its header would be {length} bytes long.")
 
 
-def _check_numbers(path: Path, kinds: dict[str, str]) -> None:
+def check_numbers(path: Path, kinds: dict[str, str]) -> None:
     for name, kind in kinds.items():
         if kind not in KINDS_OF_NUMBER:
             raise MotionFileError(f"{path} holds {name} as {kind}; allowed are {', '.join(KINDS_OF_NUMBER)}.")
@@ -204,6 +206,7 @@ def _check_numbers(path: Path, kinds: dict[str, str]) -> None:
 def _read_info(path: Path, metadata: dict[str, str]) -> MotionInfo:
     own = _own_metadata(path, metadata)
     same = {f.name for f in fields(MotionInfo)} - {"config", "structure", "captions"}
+    same -= {"positions"} - own.keys()  # files of before there was such a thing
     try:
         if not isinstance(own["captions"], list):
             raise ValueError(f"its captions are {own['captions']!r}, which is no list")

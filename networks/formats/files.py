@@ -1,0 +1,87 @@
+"""Motion files of every kind that can be read: ours, and motion modules of AnimateDiff and diffusers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..motion_file import (
+    MotionFileError,
+    MotionInfo,
+    check_container,
+    check_finite,
+    check_numbers,
+    read_motion_file,
+)
+from .animatediff import from_animatediff, is_animatediff
+from .modules import MODULE, Tensors, module_tensors
+from .motion_adapter import from_motion_adapter
+from .motion_lora import is_motion_lora
+
+ADAPTER_TENSORS, ADAPTER_CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
+
+
+def read_any_motion_file(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """What `read_motion_file` returns, of a safetensors file of any kind.
+
+    Raises:
+        FileNotFoundError, MotionFileError: each kind of damage or mismatch in its own sentence.
+    """
+    tensors = read_modules(path)
+    return explained(path, tensors) if tensors else read_motion_file(path)
+
+
+def read_motion_adapter(folder: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """The adapter in a folder that diffusers wrote. Errors as in `read_any_motion_file`."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MotionFileError(f"{folder / ADAPTER_CONFIG} cannot be read ({error}); copy the folder again.") from None
+    if not isinstance(config, dict) or config.get("_class_name") != "MotionAdapter":
+        raise MotionFileError(f"{folder / ADAPTER_CONFIG} does not describe a MotionAdapter.")
+    return explained(folder, read_modules(folder / ADAPTER_TENSORS), config)
+
+
+def explained(path: Path, tensors: Tensors, config: dict | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """`from_tensors`, whose errors name the file."""
+    check_numbers(path, {name: KINDS.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()})
+    check_finite(path, tensors)
+    try:
+        return from_tensors(tensors, config)
+    except ValueError as error:
+        raise MotionFileError(f"{path} cannot be used: {error}.") from None
+
+
+KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def from_tensors(tensors: Tensors, config: dict | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """The inflation that these tensors of a motion module are; the rest of a checkpoint is not looked at.
+
+    Raises:
+        ValueError: they are none of a known kind, or damaged.
+    """
+    modules = module_tensors(tensors)
+    if not modules:
+        raise ValueError("it holds no motion modules, as AnimateDiff's files and diffusers' MotionAdapter do")
+    if is_motion_lora(modules):
+        raise ValueError("it is a motion LoRA; `python -m trainer convert --lora` merges it into a motion module")
+    return from_animatediff(modules) if is_animatediff(modules) else from_motion_adapter(modules, config)
+
+
+def read_modules(path: Path) -> dict[str, Tensor]:
+    """The tensors of motion modules in a safetensors file, by the names in it; of a file of ours, none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no motion file {path}.")
+    check_container(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            # copied, not mapped: a mapped file could change under the tensors
+            return {name: file.get_tensor(name).clone() for name in file.keys() if MODULE.search(name)}
+    except SafetensorError as error:
+        raise MotionFileError(f"{path} is damaged or cut short ({error}); copy it again.") from None

@@ -1,0 +1,72 @@
+"""AnimateDiff's motion LoRAs: low-rank changes of the attentions of a motion module, merged into an inflation."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+from ..motion_file import MotionInfo
+from .modules import MODULE, Tensors, module_names, module_tensors
+
+LAYER = re.compile(
+    MODULE.pattern + r"(?:temporal_transformer\.)?transformer_blocks\.0\.(?:attention_blocks\.([01])|attn([12]))\."
+    r"(?:processor\.)?to_(q|k|v|out)(?:\.0)?(?:_lora\.|\.lora[_.])(down|A|up|B)\.weight"
+)
+
+
+def is_motion_lora(modules: Tensors) -> bool:
+    return any("lora" in name for name in modules)
+
+
+def merged(info: MotionInfo, tensors: Tensors, lora: Tensors, strength: float = 1.0) -> dict[str, Tensor]:
+    """The tensors of an inflation with `strength` times up · down of a motion LoRA added to its attentions.
+
+    Source: AnimateDiff (Guo et al. 2023), section 4.3; its files have no alpha beside rank and strength.
+
+    Raises:
+        ValueError: the LoRA holds something else, or changes what the inflation does not have.
+    """
+    sites = {module: site for site, module in module_names(info).items()}
+    changed = dict(tensors)
+    for (module, attention, letter), (down, up) in _pairs(lora).items():
+        kind = "out" if letter == "out" else "qkv"
+        name = f"{sites.get(module)}.temporal.attentions.{attention}.{kind}.weight"
+        if name not in changed:
+            raise ValueError(f"it changes {module}, which the motion module does not have")
+        changed[name] = _added(changed[name], letter, strength * up.float() @ down.float(), module)
+    return changed
+
+
+def _added(weight: Tensor, letter: str, delta: Tensor, module: str) -> Tensor:
+    channels = weight.shape[1]
+    if delta.shape != (channels, channels):
+        raise ValueError(f"it changes {module} by {tuple(delta.shape)} numbers; there are {(channels, channels)}")
+    start = channels * max("qkv".find(letter), 0)
+    new = weight.float().clone()
+    new[start : start + channels] += delta
+    return new.to(weight.dtype)
+
+
+def _pairs(lora: Tensors) -> dict[tuple[str, int, str], tuple[Tensor, Tensor]]:
+    """Down and up of every matrix that is changed, by module, attention and letter."""
+    found = {}
+    for name, tensor in module_tensors(lora).items():
+        key, side = _place(name)
+        found.setdefault(key, {})[side] = tensor
+    if not found:
+        raise ValueError("it is no motion LoRA: it changes no motion module")
+    for (module, _, letter), sides in found.items():
+        shapes = {side: tensor.shape for side, tensor in sides.items() if tensor.ndim == 2}
+        if len(shapes) < 2 or shapes["down"][0] != shapes["up"][1]:
+            raise ValueError(f"its two matrices for to_{letter} in {module} do not belong together")
+    return {key: (sides["down"], sides["up"]) for key, sides in found.items()}
+
+
+def _place(name: str) -> tuple[tuple[str, int, str], str]:
+    match = LAYER.fullmatch(name)
+    if match is None:
+        raise ValueError(f"it holds {name}, which no motion LoRA of AnimateDiff has")
+    module, zero_based, one_based, letter, side = match.groups()
+    attention = int(zero_based) if zero_based else int(one_based) - 1
+    return (module, attention, letter), {"A": "down", "B": "up"}.get(side, side)
