@@ -35,7 +35,11 @@ def read_tensors(path: Path) -> Tensors:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            "it cannot be read: it is damaged, or holds code beside tensors and is not to be trusted"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(f"it cannot be read ({error})") from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}

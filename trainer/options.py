@@ -141,3 +141,27 @@ class FewShotOptions(ClipOptions):
         if self.queries == self.memory == "none" and not (self.frame_attention or self.temporal_blocks):
             raise ValueError("nothing would train: leave one of --queries, --memory, --frame-attention on")
         return self
+
+
+class ConvertOptions(Options):
+    """Make a motion file of another program's motion module, or the other way round.
+
+    Reads AnimateDiff's modules for SD1.5 (.safetensors, .ckpt), folders of diffusers' MotionAdapter, and motion files.
+    """
+
+    input: Annotated[Path, Field(description="motion module, folder of a MotionAdapter, or motion file")]
+    to: Annotated[
+        Literal["stillmotion", "animatediff", "motion-adapter"], Field(description="form in which it is written")
+    ] = "stillmotion"
+    output: Annotated[Path, Field(description="file to write; for motion-adapter a folder")]
+    lora: Annotated[tuple[Path, ...], Field(description="AnimateDiff motion LoRAs to merge into it")] = ()
+    lora_strength: Annotated[
+        float, Field(ge=-10, le=10, description="factor of what they change; below 0: backwards")
+    ] = 1.0
+
+    @field_validator("output")
+    @classmethod
+    def has_a_suffix_that_is_true(cls, output, info):
+        if info.data.get("to") != "motion-adapter" and output.suffix != ".safetensors":
+            raise ValueError("the name of a motion file ends in .safetensors")
+        return output
