@@ -39,8 +39,8 @@ class DemoOptions(Options):
     output: Annotated[Path, Field(description="folder for everything")] = Path("demo")
     motion: Annotated[Literal["swing", "grow", "orbit"], Field(description="what the drawn shapes do")] = "swing"
     base: Annotated[Path | None, Field(description="a base made before by `toy`; none: one is made now")] = None
-    base_steps: Annotated[int, Field(ge=0, description="training steps of that base")] = 600
-    steps: Annotated[int, Field(ge=1, description="training steps of the motion")] = 1000
+    base_steps: Annotated[int, Field(ge=0, description="training steps of that base")] = 2000
+    steps: Annotated[int, Field(ge=1, description="training steps of the motion")] = 800
     seed: Annotated[int, Field(ge=0, description="seed of everything")] = 0
 
 
