@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from stillmotion.samplers.mitigating_gradient import Mitigation, mitigate, mitigate_latents
+from stillmotion.samplers.schedules import flow_to_sigma
 
 PRINTED = Mitigation(max_pull=math.inf, ref_dim=None)
 
@@ -117,6 +118,22 @@ def test_the_sign_smooths_a_sampled_clip_and_the_other_one_roughens_it(symmetric
 
     rough, plain, smooth, smoother = map(sample, (-40.0, 0.0, 40.0, 150.0))
     assert rough > plain > smooth > smoother
+
+
+def test_a_flow_and_a_diffusion_that_know_the_same_sample_the_same_clip():
+    """Euler on x_σ = x + σ ε, and on (1 - s) x + s ε: one path in two measures, with the pull on it as without."""
+    times = torch.linspace(0.95, 0.02, 15, dtype=torch.float64).tolist()
+    sigmas = [flow_to_sigma(time) for time in times]
+    noise = clips(1, 12, 128)
+    diffusion, flow = sigmas[0] * noise, times[0] * noise
+    for sigma, sigma_after, time, time_after in zip(sigmas, sigmas[1:], times, times[1:]):
+        denoised = mitigate(diffusion - sigma * ideal_noise(diffusion, sigma), sigma, Mitigation())
+        diffusion = denoised + sigma_after / sigma * (diffusion - denoised)
+        as_diffusion = flow / (1 - time)
+        denoised = as_diffusion - sigma * ideal_noise(as_diffusion, sigma)
+        denoised = mitigate(denoised, flow_to_sigma(time), Mitigation())
+        flow = flow + (time_after - time) * (flow - denoised) / time
+    torch.testing.assert_close(flow / (1 - times[-1]), diffusion, rtol=0, atol=1e-10)
 
 
 def test_a_single_cut_is_left_as_it_is():
