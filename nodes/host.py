@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..networks.clip import Clip
 from ..networks.inflation import Attached, Inflation, InflationConfig, without_queries
-from ..networks.motion_file import MotionInfo, check_fits, read_motion_file
+from ..networks.motion_file import MotionInfo, check_fits
 from ..networks.sites import Structure, structure_from_ldm
 from .unet import run_unet
 
@@ -66,7 +66,9 @@ def load_motion(path: Path) -> LoadedMotion:
     stamp = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
     loaded = _loaded.get(stamp)
     if loaded is None:
-        info, tensors = read_motion_file(path)
+        info, tensors = read(path)
+        if "format" in info.options:
+            log.info("%s: %s", path.name, info.options["format"])
         queries = {name: tensor for name, tensor in tensors.items() if ".queries." in name}
         rest = without_queries(info.config) != InflationConfig()
         loaded = LoadedMotion(path, info, queries, make_patcher(path, info, tensors) if rest else None)
@@ -92,7 +94,14 @@ def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disab
 
 def load_patcher(path: Path, disable_dynamic: bool = False):
     """Another handle of the same file: how the host makes copies for further devices."""
-    return make_patcher(path, *read_motion_file(path), disable_dynamic)
+    return make_patcher(path, *read(path), disable_dynamic)
+
+
+def read(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """A motion file of any kind. Raises FileNotFoundError, MotionFileError."""
+    from ..networks.formats.files import read_any_motion_file  # here, for it would slow down ComfyUI's start
+
+    return read_any_motion_file(path)
 
 
 def attach(model, motion: LoadedMotion, *, temporal: float, memory: float, queries: float, frames_per_clip: int = 0):

@@ -11,28 +11,31 @@ from .host import attach, load_motion
 from .schedule import set_schedule
 
 FOLDER = "stillmotion"
+ANIMATEDIFF = "animatediff_models"
+"""AnimateDiff-Evolved's folder: listed where that pack or extra_model_paths.yaml names it."""
 
 
 def _register_folder() -> None:
     folder = Path(folder_paths.models_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     folder_paths.add_model_folder_path(FOLDER, str(folder))
-    folder_paths.folder_names_and_paths[FOLDER][1].add(".safetensors")  # without it every file would be listed
+    # without extensions every file would be listed; pickled ones are, to be refused with the command that converts them
+    folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".ckpt"})
 
 
 _register_folder()
 
 
-def _motion_file_input():
-    return io.Combo.Input(
-        "motion_file",
-        options=folder_paths.get_filename_list(FOLDER),
-        tooltip="A file in models/stillmotion, made by `python -m trainer fewshot`.",
-    )
+def _motion_file_input(tooltip: str, *others: str):
+    folders = [FOLDER, *(folder for folder in others if folder in folder_paths.folder_names_and_paths)]
+    names = [name for folder in folders for name in folder_paths.get_filename_list(folder)]
+    return io.Combo.Input("motion_file", options=list(dict.fromkeys(names)), tooltip=tooltip)
 
 
 def _path(motion_file: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, motion_file))
+    other = folder_paths.get_full_path(ANIMATEDIFF, motion_file)
+    own = folder_paths.get_full_path(FOLDER, motion_file)
+    return Path(own or other or folder_paths.get_full_path_or_raise(FOLDER, motion_file))
 
 
 def _changed(motion_file: str) -> int:
@@ -57,7 +60,11 @@ class STUNetLoader(io.ComfyNode):
             " and attention patches on the model go on working.",
             inputs=[
                 io.Model.Input("model", tooltip="A checkpoint of the family that the motion file was made for."),
-                _motion_file_input(),
+                _motion_file_input(
+                    "A file in models/stillmotion: one that `python -m trainer fewshot` made, or a motion module of"
+                    " AnimateDiff or diffusers for SD1.5.",
+                    ANIMATEDIFF,
+                ),
                 _strength("strength", "Factor of all that the file adds. 0: the image model, 1: as trained."),
                 io.Int.Input(
                     "frames_per_clip",
@@ -100,7 +107,7 @@ class RecurrentMotionLoRA(io.ComfyNode):
             description="Adds a motion learnt from a few clips. Several can be chained, in any order.",
             inputs=[
                 io.Model.Input("model", tooltip="An image model, or one with other motion files on it."),
-                _motion_file_input(),
+                _motion_file_input("A file in models/stillmotion, made by `python -m trainer fewshot`."),
                 _strength("lora_strength", "Factor of the trained queries, that is of what each frame looks for."),
                 _strength("memory_strength", "Factor of the recurrent memory and the attention over frames."),
             ],

@@ -37,8 +37,8 @@ def convert(options: ConvertOptions) -> None:
     for path in options.lora:
         tensors = with_lora(path, info, tensors, options.lora_strength)
     if options.to == "stillmotion":
-        made_by = {"options": options.model_dump(mode="json"), "versions": library_versions()}
-        write_and_open(options.output, tensors, replace(info, **made_by))
+        made_by = {**options.model_dump(mode="json"), "made_from": info.options}
+        write_and_open(options.output, tensors, replace(info, options=made_by, versions=library_versions()))
     else:
         export(options, info, tensors)
     log.info("%s is written", options.output)
@@ -64,9 +64,10 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def described(info: MotionInfo) -> str:
+    kind = info.options.get("format", "motion file")
     parts = ", ".join(info.config.to_json()) or "nothing"
     widths = ", ".join(str(level.width) for level in info.structure.levels)
-    return f"{parts}, for a U-Net of {widths} channels ({info.family}), trained on the {info.schedule} schedule"
+    return f"{kind} with {parts}, for a U-Net of {widths} channels ({info.family}), noise schedule {info.schedule}"
 
 
 def with_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ..motion_file import MotionInfo
@@ -50,7 +52,8 @@ def from_animatediff(tensors: Tensors) -> tuple[MotionInfo, dict[str, Tensor]]:
     AnimateLCM's were trained with positions although their files hold none: AnimateDiff-Evolved and diffusers compute
     them, and so do we.
     """
-    return from_modules(tensors, FORMAT)
+    info, found = from_modules(tensors, FORMAT)
+    return replace(info, options={"format": version(info)}), found
 
 
 def to_animatediff(info: MotionInfo, tensors: Tensors) -> dict[str, Tensor]:

@@ -44,8 +44,9 @@ def from_motion_adapter(tensors: Tensors, config: dict | None = None) -> tuple[M
     config = config or {}
     heads = config.get("motion_num_attention_heads", 8)
     info, found = from_modules(tensors, FORMAT, heads[0] if isinstance(heads, list) else heads)
-    if info.positions is None and (length := config.get("motion_max_seq_length")):
-        info = replace(info, positions=length)
+    info = replace(
+        info, positions=info.positions or config.get("motion_max_seq_length"), options={"format": FORMAT.name}
+    )
     _check_config(config, to_config(info), len(info.structure.levels))
     return info, found
 

@@ -167,6 +167,10 @@ PROJ = f"{MODULE}.temporal_transformer.proj_in.weight"
 TABLE = f"{MODULE}.temporal_transformer.transformer_blocks.0.attention_blocks.1.pos_encoder.pe"
 LORA = f"{MODULE}.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor.to_q_lora.down.weight"
 
+SDXL = {
+    f"down_blocks.{i}.motion_modules.0.temporal_transformer.norm.weight": torch.ones(width)
+    for i, width in enumerate((320, 640, 1280))
+}
 DAMAGE = {
     "a tensor is missing": (lambda t: without(t, PROJ), f"lacks 1 of its 156 tensors, first {PROJ}"),
     "the norm is missing": (lambda t: without(t, NORM), f"lacks {NORM}"),
@@ -184,7 +188,7 @@ DAMAGE = {
     "whole numbers": (lambda t: t | {PROJ: torch.zeros(32, 32, dtype=torch.int64)}, "int64|I64"),
     "not a number": (lambda t: t | {PROJ: torch.full((32, 32), float("nan"))}, "NaN"),
     "a motion LoRA": (lambda t: {LORA: torch.zeros(4, 32)}, "is a motion LoRA; .* convert --lora"),
-    "SDXL": (lambda t: animatediff(widths=(320, 640, 1280)), "motion module for SDXL; only those for SD1.5"),
+    "SDXL": (lambda t: SDXL, "motion module for SDXL; only those for SD1.5"),
     "twice": (lambda t: t | {"ema." + PROJ: t[PROJ]}, "holds its motion modules twice"),
     "40 channels": (lambda t: animatediff(widths=(40, 64)), r"num_channels \(?40\)?"),
 }
