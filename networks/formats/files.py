@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import safetensors
@@ -23,6 +24,7 @@ from .modules import MODULE, Tensors, module_tensors
 from .motion_adapter import from_motion_adapter
 from .motion_lora import is_motion_lora
 
+TELLING = re.compile(rf"{MODULE.pattern}|img_encoder\.|conv_in\.weight$")
 ADAPTER_TENSORS, ADAPTER_CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 
 
@@ -33,7 +35,7 @@ def read_any_motion_file(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
         FileNotFoundError, MotionFileError: each kind of damage or mismatch in its own sentence.
     """
     tensors = read_modules(path)
-    return explained(path, tensors) if tensors else read_motion_file(path)
+    return explained(path, tensors) if any(map(MODULE.search, tensors)) else read_motion_file(path)
 
 
 def read_motion_adapter(folder: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
@@ -67,6 +69,7 @@ def from_tensors(tensors: Tensors, config: dict | None = None) -> tuple[MotionIn
         ValueError: they are none of a known kind, or damaged.
     """
     modules = module_tensors(tensors)
+    _check_whole(tensors)
     if not modules:
         raise ValueError("it holds no motion modules, as AnimateDiff's files and diffusers' MotionAdapter do")
     if is_motion_lora(modules):
@@ -74,14 +77,23 @@ def from_tensors(tensors: Tensors, config: dict | None = None) -> tuple[MotionIn
     return from_animatediff(modules) if is_animatediff(modules) else from_motion_adapter(modules, config)
 
 
+def _check_whole(tensors: Tensors) -> None:
+    """Refuses modules that were trained together with something else: without it they make worse clips."""
+    for name, tensor in tensors.items():
+        if "img_encoder." in name:
+            raise ValueError("it holds an image encoder (AnimateLCM-I2V's); only text-to-video modules can be used")
+        if name.endswith("conv_in.weight") and tensor.ndim == 4 and tensor.shape[1] != 4:
+            raise ValueError(f"its U-Net takes {tensor.shape[1]} channels (as PIA's); only modules for 4 can be used")
+
+
 def read_modules(path: Path) -> dict[str, Tensor]:
-    """The tensors of motion modules in a safetensors file, by the names in it; of a file of ours, none."""
+    """The tensors of a safetensors file that say what motion modules it holds; of a file of ours, none."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no motion file {path}.")
     check_container(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             # copied, not mapped: a mapped file could change under the tensors
-            return {name: file.get_tensor(name).clone() for name in file.keys() if MODULE.search(name)}
+            return {name: file.get_tensor(name).clone() for name in file.keys() if TELLING.search(name)}
     except SafetensorError as error:
         raise MotionFileError(f"{path} is damaged or cut short ({error}); copy it again.") from None

@@ -171,6 +171,7 @@ SDXL = {
     f"down_blocks.{i}.motion_modules.0.temporal_transformer.norm.weight": torch.ones(width)
     for i, width in enumerate((320, 640, 1280))
 }
+CAMERA = f"{MODULE}.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor.qkv_merge.weight"
 DAMAGE = {
     "a tensor is missing": (lambda t: without(t, PROJ), f"lacks 1 of its 156 tensors, first {PROJ}"),
     "the norm is missing": (lambda t: without(t, NORM), f"lacks {NORM}"),
@@ -189,6 +190,10 @@ DAMAGE = {
     "not a number": (lambda t: t | {PROJ: torch.full((32, 32), float("nan"))}, "NaN"),
     "a motion LoRA": (lambda t: {LORA: torch.zeros(4, 32)}, "is a motion LoRA; .* convert --lora"),
     "SDXL": (lambda t: SDXL, "motion module for SDXL; only those for SD1.5"),
+    "an image encoder": (lambda t: t | {"img_encoder.0.weight": torch.zeros(2)}, "image encoder .AnimateLCM-I2V"),
+    "PIA": (lambda t: t | {"module.conv_in.weight": torch.zeros(32, 9, 3, 3)}, "takes 9 channels"),
+    "CameraCtrl": (lambda t: t | {CAMERA: torch.zeros(32, 32)}, "qkv_merge.weight, which no motion module"),
+    "SparseCtrl": (lambda t: {n: v for n, v in t.items() if n.startswith("down")}, "lacks 104 of its 156 tensors"),
     "twice": (lambda t: t | {"ema." + PROJ: t[PROJ]}, "holds its motion modules twice"),
     "40 channels": (lambda t: animatediff(widths=(40, 64)), r"num_channels \(?40\)?"),
 }
