@@ -437,6 +437,15 @@ def test_a_cache_of_one_window_does_not_answer_for_another(model):
     assert torch.equal(got[4:], plain[4:])
 
 
+def test_a_cache_of_whole_steps_works_with_windows(model):
+    """LazyCache asks no window at all in a step that it skips."""
+    from comfy_extras.nodes_easycache import LazyCacheNode
+
+    cached = LazyCacheNode.execute(model, 1e9, 0.0, 1.0, False).args[0]
+    lazy = assert_windows_change_nothing(cached, noise(), steps=6)
+    assert (lazy - sample(model, noise(), steps=6)).abs().max() > 0.01
+
+
 def test_the_memory_estimate_is_that_of_a_window(small_model, motion):
     """Our layers' share comes on top, whichever was attached first."""
     from comfy.patcher_extension import WrapperExecutor, WrappersMP
