@@ -84,7 +84,7 @@ def test_cond_and_uncond_apart_equal_both_together(small_model, motion):
     together = sample(video, noise(), condition(1), condition(2))
     mask = torch.ones(1, 8 * 8, 6 * 8)  # a mask forces separate calls and otherwise changes nothing
     apart = sample(video, noise(), condition(1, mask=mask, mask_strength=1.0), condition(2))
-    torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
+    torch.testing.assert_close(apart, together, rtol=1e-5, atol=1e-4)
 
 
 def test_cond_and_uncond_of_different_lengths(small_model, motion):
@@ -97,7 +97,7 @@ def test_the_order_of_chained_files_does_not_matter(small_model, motion):
     model = small_model()
     a, b = motion(model, "a"), motion(model, "b")
     ab, ba = attach(attach(model, a), b), attach(attach(model, b), a)
-    torch.testing.assert_close(sample(ab, noise()), sample(ba, noise()), rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample(ab, noise()), sample(ba, noise()), rtol=1e-5, atol=1e-4)
     assert (sample(ab, noise()) - sample(attach(model, a), noise())).abs().max() > 0.01
 
 
@@ -346,7 +346,7 @@ def test_core_context_windows_run_on_their_own_frames(small_model, motion):
     ].causal_window_fix = False  # else a window has its predecessor's last frame
     both = torch.cat([noise(seed=0), noise(seed=1)])
     runs = torch.cat([sample(video, clip) for clip in both.split(FRAMES)])
-    torch.testing.assert_close(sample(windowed, both), runs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample(windowed, both), runs, rtol=1e-5, atol=1e-4)
 
 
 def test_a_file_trained_on_animatediffs_schedule_brings_it(small_model, motion):
