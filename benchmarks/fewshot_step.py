@@ -15,7 +15,8 @@ from statistics import median
 import torch
 from diffusers import UNet2DConditionModel
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.estimate import GIB, estimate_memory
 from stillmotion.trainer.host import InflatedUNet, structure_of

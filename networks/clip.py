@@ -1,4 +1,4 @@
-"""How the rows of a batch are the frames of clips."""
+"""How the rows of a batch are the frames of clips, and what a layer gets for each of them."""
 
 from __future__ import annotations
 
@@ -34,3 +34,26 @@ class Clip:
 def thin_rows(rows: Tensor, frames: int) -> Tensor:
     """Keeps rows 0, 2, 4, … of each clip: `(clips * frames, ...)` to `(clips * ceil(frames / 2), ...)`."""
     return rows.unflatten(0, (-1, frames))[:, ::2].flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a layer gets beside its activations: a row for each frame, at the frame rate that the layer runs at.
+
+    `emb` is the time embedding, `text` the prompt's (a list where each transformer block has one of its own), `tokens`
+    what each inflation adds to the prompt, where it does.
+    """
+
+    clip: Clip
+    emb: Tensor
+    text: Tensor | list[Tensor] | None
+    tokens: tuple[Tensor | None, ...] = ()
+
+    def thinned(self) -> Rows:
+        """The rows of frames 0, 2, 4, … of each clip."""
+
+        def thin(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None else thin_rows(rows, self.clip.frames)
+
+        text = [thin(t) for t in self.text] if isinstance(self.text, list) else thin(self.text)
+        return Rows(self.clip.thinned(), thin(self.emb), text, tuple(map(thin, self.tokens)))

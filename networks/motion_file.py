@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .inflation import Inflation, InflationConfig
+from .config import InflationConfig
+from .inflation import Inflation
 from .sites import Structure
 
 FORMAT_VERSION = 1

@@ -31,6 +31,13 @@ def frame_positions(frames: int, channels: int, like: Tensor) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(like.dtype)
 
 
+def normed(norm: nn.Module, x: Tensor, frames: int, scope: NormScope) -> Tensor:
+    """GroupNorm of activations `(clips * frames, channels, height, width)`, over each frame or over a whole clip."""
+    if scope == "frame":
+        return norm(x)
+    return rearrange(norm(rearrange(x, "(b f) c h w -> b c f h w", f=frames)), "b c f h w -> (b f) c h w")
+
+
 class FrameAttention(nn.Module):
     """What self-attention over frames adds to tokens `(pixels, frames, channels)`: norm, attention, projection.
 
@@ -52,10 +59,10 @@ class FrameAttention(nn.Module):
         if self.positional:
             y = y + frame_positions(y.shape[1], y.shape[2], y)
         q, k, v = rearrange(self.qkv(y), "n f (qkv heads d) -> qkv n heads f d", qkv=3, heads=self.heads)
-        return self.out(rearrange(_attend(q, k, v), "n heads f d -> n f (heads d)"))
+        return self.out(rearrange(attend(q, k, v), "n heads f d -> n f (heads d)"))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of `(pixels, heads, frames, d)`; some of CUDA's kernels refuse more rows than MOST_ROWS at once."""
     if len(q) <= MOST_ROWS:
         return F.scaled_dot_product_attention(q, k, v)
@@ -119,15 +126,9 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         h, w = x.shape[-2:]
-        y = rearrange(self._normed(x, frames), "(b f) c h w -> (b h w) f c", f=frames)
+        y = rearrange(normed(self.norm, x, frames, self.norm_scope), "(b f) c h w -> (b h w) f c", f=frames)
         y = self.proj_in(y)
         for attention in self.attentions:
             y = y + attention(y)
         y = self.proj_out(y + self.feed_forward(y))
         return rearrange(y, "(b h w) f c -> (b f) c h w", h=h, w=w)
-
-    def _normed(self, x: Tensor, frames: int) -> Tensor:
-        if self.norm_scope == "frame":
-            return self.norm(x)
-        clips = self.norm(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
-        return rearrange(clips, "b c f h w -> (b f) c h w")

@@ -18,7 +18,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..networks.clip import Clip
-from ..networks.inflation import Attached, Inflation, InflationConfig, without_queries
+from ..networks.config import InflationConfig
+from ..networks.inflation import Attached, Inflation, without_queries
 from ..networks.motion_file import MotionInfo, check_fits
 from ..networks.sites import Structure, structure_from_ldm
 from .unet import run_unet

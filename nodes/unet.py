@@ -6,8 +6,8 @@ With nothing attached it is the host's own forward bit for bit, every patch that
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,73 +15,142 @@ from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import apply_control, forward_timestep_embed, timestep_embedding
 from torch import Tensor
 
-from ..networks.clip import Clip
-from ..networks.inflation import Attached, after_block, after_self_attention, after_unit
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a layer gets beside its activations: a row for each frame at this layer's frame rate."""
-
-    clip: Clip
-    emb: Tensor
-    context: Tensor | list[Tensor] | None
+from ..networks.clip import Clip, Rows
+from ..networks.inflation import (
+    Attached,
+    after_block,
+    after_cross_attention,
+    after_layer,
+    after_self_attention,
+    before_unet,
+    double_frames,
+    frame_tokens,
+    halve_frames,
+    resampled,
+)
+from ..networks.resampling import pool_rows
 
 
 @dataclass
 class InflatedBlock:
     """A transformer block of the host together with what the inflations add to it.
 
-    The self-attention is extended by patches around those of other packs: the first sees the tokens before anybody
+    The attentions are extended by patches around those of other packs: the first sees the tokens before anybody
     changed them, the last adds to what everybody else made of the output. The slots for replacing stay free.
     """
 
     block: torch.nn.Module
     name: str
     attached: Sequence[Attached]
-    clip: Clip
+    rows: Rows
 
     def __call__(self, x: Tensor, context=None, transformer_options: dict = {}, **kwargs) -> Tensor:  # noqa: B006
-        tokens = []
-
-        def keep(n, context_attn1, value_attn1, extra_options):
-            tokens.append(n)
-            return n, context_attn1, value_attn1
-
-        def extend(plain, extra_options):
-            return self._extend(plain, tokens[0], transformer_options)
-
-        patches = transformer_options.get("patches", {})
-        patches = {
-            **patches,
-            "attn1_patch": [keep, *patches.get("attn1_patch", [])],
-            "attn1_output_patch": [*patches.get("attn1_output_patch", []), extend],
-        }
+        patches = dict(transformer_options.get("patches", {}))
+        surround(patches, "attn1", partial(self._after_self_attention, transformer_options))
+        if any(tokens is not None for tokens in self.rows.tokens):
+            surround(patches, "attn2", self._after_cross_attention)
         x = self.block(x, context=context, transformer_options={**transformer_options, "patches": patches}, **kwargs)
-        return after_block(x, self.attached, self.name, self.clip)
+        return after_block(x, self.attached, self.name, self.rows.clip)
 
-    def _extend(self, plain: Tensor, tokens: Tensor, transformer_options: dict) -> Tensor:
+    def _after_self_attention(self, transformer_options: dict, plain: Tensor, tokens: Tensor, _) -> Tensor:
         attention = partial(
             optimized_attention,
             attn_precision=self.block.attn1.attn_precision,
             transformer_options=transformer_options,
         )
-        site = f"{self.name}.attn1"
-        return after_self_attention(plain, tokens, self.attached, site, self.clip, self.block.attn1, attention)
+        site, clip = f"{self.name}.attn1", self.rows.clip
+        return after_self_attention(plain, tokens, self.attached, site, clip, self.block.attn1, attention)
+
+    def _after_cross_attention(self, plain: Tensor, tokens: Tensor, text: Tensor) -> Tensor:
+        site, rows = f"{self.name}.attn2", self.rows
+        return after_cross_attention(plain, tokens, text, rows.tokens, self.attached, site, rows.clip, self.block.attn2)
 
 
-def inflated_layer(layer: torch.nn.Module, name: str, attached: Sequence[Attached], clip: Clip) -> torch.nn.Module:
+def surround(patches: dict, attention: str, extend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Puts a pair of patches around all others: `extend` gets the attention's output, its input and its context."""
+    seen = []
+
+    def keep(n, context, value, extra_options):
+        seen[:] = n, context
+        return n, context, value
+
+    def add(plain, extra_options):
+        return extend(plain, *seen)
+
+    patches[f"{attention}_patch"] = [keep, *patches.get(f"{attention}_patch", [])]
+    patches[f"{attention}_output_patch"] = [*patches.get(f"{attention}_output_patch", []), add]
+
+
+def inflated_layer(layer: torch.nn.Module, name: str, attached: Sequence[Attached], rows: Rows) -> torch.nn.Module:
     """The layer itself, or a shallow copy of a transformer whose blocks are inflated; the host's own is untouched."""
     parts = [a.inflation.config for a in attached]
-    if not isinstance(layer, SpatialTransformer) or not any(c.frames or c.memory for c in parts):
+    if not isinstance(layer, SpatialTransformer) or not any(c.frames or c.memory or c.tokens for c in parts):
         return layer
     inflated = copy.copy(layer)
     # an entry in __dict__ hides the registered child without changing the dictionary that both copies share
     inflated.__dict__["transformer_blocks"] = [
-        InflatedBlock(block, f"{name}.transformer_blocks.{k}", attached, clip)
+        InflatedBlock(block, f"{name}.transformer_blocks.{k}", attached, rows)
         for k, block in enumerate(layer.transformer_blocks)
     ]
     return inflated
+
+
+@dataclass
+class Rate:
+    """The frame rate at which the loop is: the `rows` of this rate, and those of the finer ones to come back to."""
+
+    rows: Rows
+    finer: list[Rows] = field(default_factory=list)
+
+    def halve(self) -> None:
+        self.finer.append(self.rows)
+        self.rows = self.rows.thinned()
+
+    def double(self) -> None:
+        self.rows = self.finer.pop()
+
+    @property
+    def merged(self) -> int:
+        """How many frames of the input one frame is at this rate."""
+        return 2 ** len(self.finer)
+
+
+def resample(h: Tensor, rate: Rate, attached: Sequence[Attached], site: str) -> Tensor:
+    """Halves the frames after a down-resize, doubles them after an up-resize."""
+    before = rate.rows.clip
+    if site.startswith("input"):
+        rate.halve()
+        return halve_frames(h, attached, site, before)
+    rate.double()
+    return double_frames(h, attached, site, before, rate.rows.clip)
+
+
+def announce(options: dict, given: dict, rate: Rate, rows: int) -> None:
+    """Tells other packs' patches which frames they are given, where these are not all: the packs' own convention.
+
+    Args:
+        given: the options as they were before the first layer.
+        rows: of the batch, at this rate.
+    """
+    options["original_shape"] = [rows, *given["original_shape"][1:]]
+    if rate.merged == 1:
+        options.pop("ad_params", None)
+        options.update({key: given[key] for key in ("ad_params",) if key in given})
+        return
+    whole = (rate.finer[0] if rate.finer else rate.rows).clip
+    clips = rows // rate.rows.clip.frames // len(given.get("cond_or_uncond", [0]))
+    indices = [clip * whole.frames + i for clip in range(clips) for i in rate.rows.clip.indices]
+    full = (given.get("ad_params") or {}).get("full_length", clips * whole.frames)
+    options["ad_params"] = {"full_length": full, "context_length": len(indices), "sub_idxs": indices}
+
+
+def control_at(rate: Rate, control: dict | None, kind: str, rows: int) -> dict | None:
+    """A ControlNet's residuals, of which the next one is pooled where it has a row for each of `rows` of the input."""
+    if rate.merged > 1 and control and control.get(kind) and control[kind][-1] is not None:
+        residual = control[kind][-1]
+        if len(residual) == rows:
+            control[kind][-1] = pool_rows(residual, rate.finer[0].clip.frames, rate.merged)
+    return control
 
 
 def run_unet(
@@ -99,26 +168,34 @@ def run_unet(
     """The forward of ComfyUI's `UNetModel` with inflations attached; arguments and result as there."""
     options = transformer_options
     options["original_shape"], options["transformer_index"] = list(x.shape), 0
-    patches = options.get("patches", {})
+    given, patches = dict(options), options.get("patches", {})
     video = {
         "time_context": kwargs.get("time_context"),
         "num_video_frames": kwargs.get("num_video_frames", unet.default_num_video_frames),
         "image_only_indicator": kwargs.get("image_only_indicator"),
     }
-    rows = Rows(clip, _embed_time(unet, x, timesteps, y, options), context)
+    text = context[0] if isinstance(context, list) else context
+    tokens = tuple(frame_tokens(text, attached, clip))
+    rate = Rate(Rows(clip, _embed_time(unet, x, timesteps, y, options), context, tokens))
 
     def run(block, name, h, output_shape=None):
         for j, layer in enumerate(block):
-            site = f"{name}.{j}"
-            layer = inflated_layer(layer, site, attached, rows.clip)
-            h = forward_timestep_embed([layer], h, rows.emb, rows.context, options, output_shape, **video)
-            h = after_unit(h, attached, site, rows.clip)
+            site, rows = f"{name}.{j}", rate.rows
+            layer = inflated_layer(layer, site, attached, rows)
+            h = forward_timestep_embed([layer], h, rows.emb, rows.text, options, output_shape, **video)
+            h = after_layer(h, attached, site, rows.clip)
+            if resampled(attached, site):
+                h = resample(h, rate, attached, site)
+                announce(options, given, rate, len(h))
         return h
 
-    h, skips = x, []
+    def add_control(h, kind):
+        return apply_control(h, control_at(rate, control, kind, len(x)), kind)
+
+    h, skips = before_unet(x, attached, clip), []
     for i, block in enumerate(unet.input_blocks):
         options["block"] = ("input", i)
-        h = apply_control(run(block, f"input_blocks.{i}", h), control, "input")
+        h = add_control(run(block, f"input_blocks.{i}", h), "input")
         for patch in patches.get("input_block_patch", []):
             h = patch(h, options)
         skips.append(h)
@@ -128,14 +205,14 @@ def run_unet(
     options["block"] = ("middle", 0)
     if unet.middle_block is not None:
         h = run(unet.middle_block, "middle_block", h)
-    h = apply_control(h, control, "middle")
+    h = add_control(h, "middle")
     for patch in patches.get("middle_block_after_patch", []):
-        seen = {"h": h, "x": x, "emb": rows.emb, "context": context, "y": y, "timesteps": timesteps}
+        seen = {"h": h, "x": x, "emb": rate.rows.emb, "context": rate.rows.text, "y": y, "timesteps": timesteps}
         h = patch({**seen, "transformer_options": options})["h"]
 
     for i, block in enumerate(unet.output_blocks):
         options["block"] = ("output", i)
-        skip = apply_control(skips.pop(), control, "output")
+        skip = add_control(skips.pop(), "output")
         for patch in patches.get("output_block_patch", []):
             h, skip = patch(h, skip, options)
         h = h if skip is None else torch.cat([h, skip], dim=1)

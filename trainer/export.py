@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..networks.inflation import Inflation, InflationConfig
+from ..networks.config import InflationConfig
+from ..networks.inflation import Inflation
 from ..networks.motion_file import MotionInfo, read_motion_file, write_motion_file
 from ..networks.sites import Structure
 from .checkpoints import explained, remove_unfinished, same

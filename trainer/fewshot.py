@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..networks.inflation import Frames, InflationConfig, Memory, Queries, Temporal
+from ..networks.config import Frames, InflationConfig, Memory, Queries, Temporal
 from ..networks.motion_file import MotionInfo
 from ..networks.sites import Structure
 from .base import Base, encode_captions, encode_frames, load_base

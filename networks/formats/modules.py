@@ -10,7 +10,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from ..inflation import Inflation, InflationConfig, Temporal
+from ..config import InflationConfig, Temporal
+from ..inflation import Inflation
 from ..motion_file import MotionInfo
 from ..sites import Level, Structure
 from ..temporal import NormScope, frame_positions
@@ -92,7 +93,7 @@ def tables(info: MotionInfo, tensors: Tensors, form: Format) -> dict[str, Tensor
     """The positions that a program wants in its files beside what `to_modules` returns."""
     made = {}
     for site, module in module_names(info).items():
-        weight = tensors[f"{site}.temporal.norm.weight"]
+        weight = tensors[f"{site}.attention.norm.weight"]
         table = frame_positions(length_of(info), len(weight), weight.float()).to(weight.dtype)
         made |= {f"{module}.{name}": table[None].clone() for name in form.tables}
     return made
@@ -138,7 +139,7 @@ def _parts(info: MotionInfo, form: Format) -> dict[str, dict[str, torch.Size]]:
         inflation = Inflation(info.config, info.structure)
     parts = {}
     for ours, tensor in inflation.state_dict().items():
-        site, parameter = ours.split(".temporal.")
+        site, parameter = ours.split(".attention.")
         names = [f"{modules[site]}.{name}" for name in form.names(parameter)]
         parts[ours] = {name: rows.shape for name, rows in zip(names, tensor.chunk(len(names)))}
     return parts
@@ -174,8 +175,9 @@ def _same(table: Tensor, wanted: Tensor) -> bool:
 
 
 def _check_exportable(info: MotionInfo, name: str) -> None:
-    others = [part for part in info.config.to_json() if part != "temporal"]
-    if others or not info.config.temporal:
+    kinds = info.config.temporal.kinds if info.config.temporal else set()
+    others = [*(part for part in info.config.to_json() if part != "temporal"), *sorted(kinds - {"attention"})]
+    if others or not kinds:
         raise ValueError(f"it holds {', '.join(others) or 'no temporal blocks'}; {name} has temporal blocks only")
     if not info.config.temporal.positional:
         raise ValueError(f"its temporal blocks have no positions; those of {name} always have them")

@@ -31,7 +31,7 @@ def merged(info: MotionInfo, tensors: Tensors, lora: Tensors, strength: float = 
     changed = dict(tensors)
     for (module, attention, letter), (down, up) in _pairs(lora).items():
         kind = "out" if letter == "out" else "qkv"
-        name = f"{sites.get(module)}.temporal.attentions.{attention}.{kind}.weight"
+        name = f"{sites.get(module)}.attention.attentions.{attention}.{kind}.weight"
         if name not in changed:
             raise ValueError(f"it changes {module}, which the motion module does not have")
         changed[name] = _added(changed[name], letter, strength * up.float() @ down.float(), module)

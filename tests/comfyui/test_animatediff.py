@@ -3,10 +3,11 @@
 import pytest
 import safetensors.torch
 import torch
+from stillmotion.networks.config import InflationConfig, Temporal
 from stillmotion.networks.formats.animatediff import from_animatediff, to_animatediff
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.formats.motion_adapter import to_motion_adapter
-from stillmotion.networks.inflation import Inflation, InflationConfig, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 
 FRAMES = 5

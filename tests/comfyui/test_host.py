@@ -3,7 +3,8 @@
 import pytest
 import torch
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionFileError, MotionInfo, write_motion_file
 
 ALL = InflationConfig(Temporal(), Frames(), Memory(), Queries(4))

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from stillmotion.networks.inflation import Inflation, InflationConfig, Temporal
+from stillmotion.networks.config import InflationConfig, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.samplers.mitigating_gradient import Mitigation, mitigate, mitigate_latents
 from stillmotion.samplers.schedules import flow_to_sigma

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stillmotion.networks.inflation import Frames, Inflation, InflationConfig
+from stillmotion.networks.config import Frames, InflationConfig
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.samplers.noise import STRATEGIES, draw_noise
 

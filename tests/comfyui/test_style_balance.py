@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Memory, Queries
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 
 KEY = "diffusion_model.output_blocks.2.1.transformer_blocks.0.attn1.to_q.weight"

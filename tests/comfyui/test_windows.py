@@ -41,7 +41,8 @@ def sample(model, start, positive=None, negative=None, cfg=3.0, steps=2, sampler
 @pytest.fixture
 def motion(tmp_path):
     """Attaches a random motion file to a MODEL."""
-    from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Memory, Temporal
+    from stillmotion.networks.config import Frames, InflationConfig, Memory, Temporal
+    from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
     from stillmotion.nodes import host
 

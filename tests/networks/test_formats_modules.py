@@ -6,11 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import MotionAdapter
+from stillmotion.networks.config import Frames, InflationConfig, Temporal
 from stillmotion.networks.formats.animatediff import from_animatediff, to_animatediff, version
 from stillmotion.networks.formats.files import from_tensors, read_any_motion_file, read_motion_adapter
 from stillmotion.networks.formats.modules import module_tensors, sd15_like
 from stillmotion.networks.formats.motion_adapter import from_motion_adapter, to_motion_adapter
-from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionFileError, MotionInfo, read_motion_file, write_motion_file
 from stillmotion.networks.sites import Level, Structure
 from torch import nn

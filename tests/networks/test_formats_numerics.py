@@ -92,6 +92,6 @@ def test_our_blocks_compute_what_the_formulas_say(norm_scope):
     for place, site in zip(PLACES, SITES):
         p = {name: tensor.double() for name, tensor in modules[place].items()}
         expected = torch.cat([animatediff(p, clip, norm_scope) for clip in x.split(FRAMES)])
-        torch.testing.assert_close(inflation.at(site, "temporal")(x, FRAMES), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(inflation.at(site, "attention")(x, FRAMES), expected, rtol=0, atol=1e-5)
         other = torch.cat([animatediff(p, clip, {"frame": "clip", "clip": "frame"}[norm_scope]) for clip in x.split(7)])
         assert (other - expected).abs().max() > 0.1

@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from stillmotion.networks.inflation import Inflation, InflationConfig, Queries, Temporal
+from stillmotion.networks.config import InflationConfig, Queries, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionFileError, MotionInfo, read_motion_file, write_motion_file
 from stillmotion.networks.sites import Level, Structure
 

@@ -7,17 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stillmotion.networks.clip import Clip
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.networks.inflation import (
     Attached,
-    Frames,
     Inflation,
-    InflationConfig,
-    Memory,
-    Queries,
-    Temporal,
     after_block,
+    after_layer,
     after_self_attention,
-    after_unit,
     without_queries,
 )
 from stillmotion.networks.sites import Level, Structure
@@ -68,7 +64,7 @@ def plain_attention(project, x):
 def run(place, attached, x, project):
     """One of the three functions at its site."""
     if place == "unit":
-        return after_unit(x, attached, UNIT, CLIP)
+        return after_layer(x, attached, UNIT, CLIP)
     if place == "block":
         return after_block(x, attached, BLOCK, CLIP)
     return after_self_attention(plain_attention(project, x), x, attached, ATTN1, CLIP, project, attention)
@@ -105,7 +101,7 @@ def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
 
 def part_alone(part, module, width, dtype):
     x = torch.randn(2 * CLIP.frames, 5, width, dtype=dtype)
-    if part == "temporal":
+    if part == "attention":
         return module(x.mT.unflatten(2, (5, 1)), CLIP.frames)
     if part == "frames":
         return module(x, CLIP.frames)
@@ -150,9 +146,9 @@ def test_each_strength_is_of_its_own_parts():
 
 def test_strength_zero_does_not_run_the_module():
     made = inflation()
-    made.at(UNIT, "temporal").forward = None
+    made.at(UNIT, "attention").forward = None
     x = activations()
-    assert torch.equal(after_unit(x, [Attached(made, temporal=0.0)], UNIT, CLIP), x)
+    assert torch.equal(after_layer(x, [Attached(made, temporal=0.0)], UNIT, CLIP), x)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -175,7 +171,7 @@ def test_none_attached_is_the_frozen_model_itself(place):
 def test_the_input_is_not_changed_in_place():
     x, made = activations(), inflation()
     before = x.clone()
-    after_unit(x, [Attached(made), Attached(made)], UNIT, CLIP)
+    after_layer(x, [Attached(made), Attached(made)], UNIT, CLIP)
     assert torch.equal(x, before)
 
 
@@ -185,15 +181,15 @@ def parts_of(config, structure=SLIM):
 
 def test_temporal_blocks_are_after_every_unit_and_in_the_middle_where_wanted():
     outside = ["input_blocks.1.1", "input_blocks.3.0", *(f"output_blocks.{i}" for i in ("0.0", "1.1", "2.1", "3.1"))]
-    assert parts_of(InflationConfig(temporal=Temporal())) == [f"{name}.temporal" for name in outside]
+    assert parts_of(InflationConfig(temporal=Temporal())) == [f"{name}.attention" for name in outside]
     with_middle = [*outside[:2], "middle_block.1", *outside[2:]]
-    assert parts_of(InflationConfig(temporal=Temporal(middle=True))) == [f"{name}.temporal" for name in with_middle]
+    assert parts_of(InflationConfig(temporal=Temporal(middle=True))) == [f"{name}.attention" for name in with_middle]
 
 
 def test_without_a_middle_block_there_is_nothing_to_attach_there():
     units = ["input_blocks.1.0", "input_blocks.3.1", *(f"output_blocks.{i}" for i in ("0.1", "1.1", "2.0", "3.0"))]
     config = InflationConfig(temporal=Temporal(middle=True))
-    assert parts_of(config, NO_MIDDLE) == [f"{name}.temporal" for name in units]
+    assert parts_of(config, NO_MIDDLE) == [f"{name}.attention" for name in units]
 
 
 def test_parts_in_transformer_blocks_are_in_every_one_of_them():
@@ -212,18 +208,18 @@ def test_keys_of_the_state_dict_are_site_part_and_parameter():
     state = made.state_dict()
     assert state.keys() == expected.keys()
     assert all(state[key].data_ptr() == value.data_ptr() for key, value in expected.items())
-    assert "output_blocks.1.1.temporal.proj_out.weight" in state
+    assert "output_blocks.1.1.attention.proj_out.weight" in state
     assert "middle_block.1.transformer_blocks.0.attn1.memory.mix.gamma" in state
     assert "input_blocks.1.1.transformer_blocks.0.attn2.queries.down.weight" in state
 
 
 def test_at_finds_the_module_of_a_site_and_nothing_elsewhere():
     made = Inflation(replace_part(EVERYTHING, frames=None), SLIM)
-    assert made.at(UNIT, "temporal") is made.get_submodule(f"{UNIT}.temporal")
+    assert made.at(UNIT, "attention") is made.get_submodule(f"{UNIT}.attention")
     assert made.at(ATTN1, "memory") is made.get_submodule(f"{ATTN1}.memory")
     assert made.at(BLOCK, "frames") is None
-    assert made.at("output_blocks.0.1", "temporal") is None
-    assert made.at("no.such.site", "temporal") is None
+    assert made.at("output_blocks.0.1", "attention") is None
+    assert made.at("no.such.site", "attention") is None
 
 
 def replace_part(config, **parts):
@@ -233,19 +229,19 @@ def replace_part(config, **parts):
 def test_a_deep_copy_is_its_own_inflation_and_stays_whole():
     """A weight changed through the copy's state dict is the weight that the copy runs, and not the original's."""
     original, x = inflation(), activations()
-    before = after_unit(x, [Attached(original)], UNIT, CLIP)
+    before = after_layer(x, [Attached(original)], UNIT, CLIP)
     copied = copy.deepcopy(original)
-    assert torch.equal(after_unit(x, [Attached(copied)], UNIT, CLIP), before)
+    assert torch.equal(after_layer(x, [Attached(copied)], UNIT, CLIP), before)
 
     zeros = {key: torch.zeros_like(value) for key, value in copied.state_dict().items()}
     copied.load_state_dict(zeros)
-    assert torch.equal(after_unit(x, [Attached(copied)], UNIT, CLIP), x)
-    assert torch.equal(after_unit(x, [Attached(original)], UNIT, CLIP), before)
+    assert torch.equal(after_layer(x, [Attached(copied)], UNIT, CLIP), x)
+    assert torch.equal(after_layer(x, [Attached(original)], UNIT, CLIP), before)
 
 
 def test_a_copy_made_by_casting_runs_the_cast_weights():
     made = Inflation(EVERYTHING, SLIM).to(torch.bfloat16)
-    assert {p.dtype for p in made.at(UNIT, "temporal").parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in made.at(UNIT, "attention").parameters()} == {torch.bfloat16}
 
 
 def test_sizes_of_parts_follow_their_options():
@@ -253,7 +249,7 @@ def test_sizes_of_parts_follow_their_options():
     assert made.at(ATTN1, "queries").down.weight.shape == (3, WIDTH)
     full = Inflation(InflationConfig(queries=Queries(rank=None)), SLIM)
     assert full.at(ATTN1, "queries").diff.weight.shape == (WIDTH, WIDTH)
-    assert made.at(UNIT, "temporal").attentions[0].heads == 4
+    assert made.at(UNIT, "attention").attentions[0].heads == 4
 
 
 CONFIGS = {

@@ -12,7 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import (
     LARGEST_HEADER,
     MotionFileError,
@@ -37,7 +38,7 @@ CONFIGS = {
 }
 
 GAMMA = "input_blocks.1.1.transformer_blocks.0.attn1.memory.mix.gamma"
-WEIGHT = "input_blocks.1.1.temporal.proj_out.weight"
+WEIGHT = "input_blocks.1.1.attention.proj_out.weight"
 
 
 def trained(config, dtype=torch.float32):
@@ -315,7 +316,7 @@ IN_THE_HEADER = [
     (no_version, "has a description that cannot be read"),
     (newer_version, "has format version 2; this Stillmotion reads version 1"),
     (unknown_part, "has a part 'warp'; this version knows temporal, frames, memory, queries"),
-    (unknown_option, "part 'temporal' has an option 'depth'; this version knows heads, middle"),
+    (unknown_option, "part 'temporal' has an option 'depth'; this version knows heads, layers, levels, middle"),
     (unknown_mode, "part 'memory' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
     (no_config, "its description lacks 'config'"),
     (no_schedule, "its description lacks 'schedule'"),

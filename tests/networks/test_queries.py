@@ -1,6 +1,7 @@
 import pytest
 import torch
-from stillmotion.networks.inflation import Inflation, InflationConfig, Queries
+from stillmotion.networks.config import InflationConfig, Queries
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.queries import QueryLora, QueryMatrix
 from stillmotion.networks.sites import Level, Structure
 from torch import nn

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention as DiffusersAttention
-from stillmotion.networks.inflation import Inflation, InflationConfig, Memory
+from stillmotion.networks.config import InflationConfig, Memory
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.recurrent import RecurrentMemory, scan, scan_parallel, scan_sequential
 from stillmotion.networks.sites import Level, Structure
 from torch import nn

@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from stillmotion.networks.inflation import Frames, Inflation, InflationConfig, Temporal
+from stillmotion.networks.config import Frames, InflationConfig, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.networks.temporal import (
     BlockFrameAttention,

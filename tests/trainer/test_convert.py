@@ -8,10 +8,11 @@ import safetensors.torch
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from stillmotion.networks.clip import Clip
+from stillmotion.networks.config import InflationConfig, Memory, Temporal
 from stillmotion.networks.formats.animatediff import to_animatediff
 from stillmotion.networks.formats.files import read_motion_adapter
 from stillmotion.networks.formats.modules import sd15_like
-from stillmotion.networks.inflation import Inflation, InflationConfig, Memory, Temporal
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, read_motion_file, write_motion_file
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.host import InflatedUNet
@@ -144,7 +145,7 @@ def test_motion_loras_are_merged(tmp_path, motion):
     loras = ("--lora", tmp_path / "1.ckpt", tmp_path / "2.ckpt", "--lora-strength", 0.5)
     assert convert("--input", path, "--output", tmp_path / "merged.safetensors", *loras) == 0
     info, found = read_motion_file(tmp_path / "merged.safetensors")
-    name = "input_blocks.1.1.temporal.attentions.0.qkv.weight"
+    name = "input_blocks.1.1.attention.attentions.0.qkv.weight"
     torch.testing.assert_close(found[name][32:64], tensors[name][32:64] + 1.5 * up @ down)
     found[name][32:64] = tensors[name][32:64]
     assert equal(found, tensors)

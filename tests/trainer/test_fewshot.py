@@ -13,7 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
-from stillmotion.networks.inflation import Inflation, InflationConfig, Queries
+from stillmotion.networks.config import InflationConfig, Queries
+from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import read_motion_file
 from stillmotion.trainer import milestones
 from stillmotion.trainer.cache import read_tensor

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import DDIMScheduler, DDPMScheduler
-from stillmotion.networks.inflation import InflationConfig, Memory, Queries
+from stillmotion.networks.config import InflationConfig, Memory, Queries
 from stillmotion.trainer import optimiser
 from stillmotion.trainer.batches import batch_for, clip_at, draw, fingerprint, rows
 from stillmotion.trainer.held_out import fixed_noise_loss, split_held_out

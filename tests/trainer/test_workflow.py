@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from stillmotion.networks.inflation import InflationConfig, Memory, Temporal
+from stillmotion.networks.config import InflationConfig, Memory, Temporal
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.trainer.workflow import TEMPLATE, write_workflow

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.trainer.batches import Plan, TrainingClip
 from stillmotion.trainer.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
 from stillmotion.trainer.export import fresh_inflation

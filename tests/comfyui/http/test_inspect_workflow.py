@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries
 
 
 @pytest.fixture(scope="module", autouse=True)

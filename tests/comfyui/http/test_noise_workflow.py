@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image, ImageSequence
-from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries
 from torchvision.transforms.functional import pil_to_tensor
 
 WORKFLOW = Path(__file__).resolve().parents[3] / "workflows/noise_strategies.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries
 from torchvision.transforms.functional import pil_to_tensor
 
 WORKFLOW = Path(__file__).resolve().parents[3] / "workflows/multidiffusion_upscale.json"

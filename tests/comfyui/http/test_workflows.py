@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image, ImageSequence
-from stillmotion.networks.inflation import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.trainer.workflow import TEMPLATE, write_workflow
 from torchvision.transforms.functional import pil_to_tensor

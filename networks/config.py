@@ -1,0 +1,224 @@
+"""Which parts an inflation has, and how they are built: what a motion file's description says of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
+
+from .recurrent import MemoryMode
+from .sites import Structure
+from .temporal import NormScope
+
+Kind = Literal["attention", "convolution", "factorised", "transformer", "stacked"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""AnimateDiff's block, HiGen's TConv, Lumiere's convolution-based block, HiGen's TTrans, Lumiere's attention block."""
+
+MOST_LAYERS = 16
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """Blocks over time between the layers of the U-Net.
+
+    `levels` are the kinds at each of its levels, from the finest to the coarsest; a single entry is for all of them.
+    Where a kind goes: "attention", "factorised" and "stacked" after every unit, "convolution" after every ResBlock,
+    "transformer" after the first convolution and every spatial transformer. `middle`: in the middle block too.
+
+    `heads` are those of "attention"; "transformer" and "stacked" have heads 64 wide. `positional` and `norm_scope` are
+    of "attention", the latter of "convolution" and "transformer" too. `layers` are those of a "stacked" block, `narrow`
+    halves the inside of a "factorised" one.
+    """
+
+    heads: int = 8
+    positional: bool = True
+    norm_scope: NormScope = "frame"
+    middle: bool = False
+    levels: tuple[tuple[Kind, ...], ...] = (("attention",),)
+    layers: int = 2
+    narrow: bool = False
+
+    def __post_init__(self):
+        if not self.levels or not all(isinstance(kinds, tuple) for kinds in self.levels):
+            raise ValueError(f"levels {self.levels!r}; allowed are the kinds of each level, finest first")
+        for kinds in self.levels:
+            for kind in kinds:
+                _check_choice("kind", kind, KINDS)
+            if len(set(kinds)) < len(kinds):
+                raise ValueError(f"a kind twice at one level: {', '.join(kinds)}")
+        _check_whole("heads", self.heads)
+        _check_whole("layers", self.layers, MOST_LAYERS)
+        _check_choice("norm_scope", self.norm_scope, get_args(NormScope))
+        for name in ("positional", "middle", "narrow"):
+            _check_choice(name, getattr(self, name), (True, False))
+
+    @property
+    def kinds(self) -> set[Kind]:
+        return {kind for kinds in self.levels for kind in kinds}
+
+    def at_level(self, level: int) -> tuple[Kind, ...]:
+        return self.levels[0 if len(self.levels) == 1 else level]
+
+    def check(self, structure: Structure) -> None:
+        """Raises ValueError where these are not the levels of a U-Net."""
+        if len(self.levels) not in (1, len(structure.levels)):
+            raise ValueError(f"kinds for {len(self.levels)} levels; this U-Net has {len(structure.levels)}")
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Temporal down- and upsampling: `levels` are those after which the number of frames is halved on the way down.
+
+    It is doubled again on the way up into the same level. Level 0 is the finest.
+    """
+
+    levels: tuple[int, ...]
+
+    def __post_init__(self):
+        if not isinstance(self.levels, tuple) or any(type(level) is not int for level in self.levels):
+            raise ValueError(f"levels {self.levels!r}; allowed are whole numbers from 0")
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels {list(self.levels)}; give at least one, each once, in rising order")
+
+    @property
+    def factor(self) -> int:
+        """N: how many frames become one at the coarsest level."""
+        return 2 ** len(self.levels)
+
+    def check(self, structure: Structure) -> None:
+        """Raises ValueError where a U-Net has no resize after one of these levels."""
+        last = len(structure.levels) - 2
+        if self.levels[0] < 0 or self.levels[-1] > last:
+            raise ValueError(f"levels {list(self.levels)}; this U-Net has resizes after levels 0 to {last}")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A network over the frames of the noisy sample, before the U-Net. `kernel`: of its convolutions, over pixels."""
+
+    kernel: int = 1
+
+    def __post_init__(self):
+        _check_choice("kernel", self.kernel, (1, 3))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Text tokens of each frame's own, beside those of the prompt.
+
+    `count` of them for each of `frames` frames; another number of frames gets them interpolated. Every cross-attention
+    learns how much they count: `neutral` starts with hardly anything, else they count like the prompt's, as printed.
+    """
+
+    frames: int
+    count: int = 3
+    neutral: bool = True
+
+    def __post_init__(self):
+        _check_whole("frames", self.frames, 1024)
+        _check_whole("count", self.count, 64)
+        _check_choice("neutral", self.neutral, (True, False))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Attention over frames as the last sub-layer of every transformer block."""
+
+    heads: int = 8
+
+    def __post_init__(self):
+        _check_whole("heads", self.heads)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Recurrent attention in every self-attention."""
+
+    mode: MemoryMode = "gated_scan"
+
+    def __post_init__(self):
+        _check_choice("mode", self.mode, get_args(MemoryMode))
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Trained queries of every self- and cross-attention: a LoRA of this rank, or full matrices where it is None."""
+
+    rank: int | None = 16
+
+    def __post_init__(self):
+        if self.rank is not None:
+            _check_whole("rank", self.rank)
+
+
+def _check_whole(name: str, value: object, most: int | None = None) -> None:
+    if type(value) is not int or value < 1 or (most is not None and value > most):
+        raise ValueError(f"{name} {value!r}; allowed are whole numbers from 1{f' to {most}' if most else ''}")
+
+
+def _check_choice(name: str, value: object, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r}; allowed are {', '.join(map(str, allowed))}")
+
+
+@dataclass(frozen=True)
+class InflationConfig:
+    """Which parts an inflation has; each is optional and independent of the others."""
+
+    temporal: Temporal | None = None
+    frames: Frames | None = None
+    memory: Memory | None = None
+    queries: Queries | None = None
+    resampling: Resampling | None = None
+    mapping: Mapping | None = None
+    tokens: Tokens | None = None
+
+    def check(self, structure: Structure) -> None:
+        """Raises ValueError where a U-Net has not the levels that a part speaks of."""
+        for part in (self.temporal, self.resampling):
+            if part:
+                part.check(structure)
+
+    def to_json(self) -> dict:
+        return {part: options for part, options in asdict(self).items() if options is not None}
+
+    @classmethod
+    def from_json(cls, data: dict) -> InflationConfig:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a part or an option that this version does not know, or a value that is not allowed.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(f"its parts are {data!r}; they must be an object")
+        if unknown := sorted(set(data) - set(PARTS)):
+            raise ValueError(f"it has a part {unknown[0]!r}; this version knows {', '.join(PARTS)}")
+        return cls(**{part: _part_from_json(part, options) for part, options in data.items()})
+
+
+PARTS = {
+    "temporal": Temporal,
+    "frames": Frames,
+    "memory": Memory,
+    "queries": Queries,
+    "resampling": Resampling,
+    "mapping": Mapping,
+    "tokens": Tokens,
+}
+
+
+def _part_from_json(part: str, options: dict):
+    known = sorted(field.name for field in fields(PARTS[part]))
+    if not isinstance(options, dict):
+        raise ValueError(f"the options of its part {part!r} are {options!r}; they must be an object")
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"its part {part!r} has an option {unknown[0]!r}; this version knows {', '.join(known)}")
+    try:
+        return PARTS[part](**{name: _as_tuples(value) for name, value in options.items()})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"its part {part!r} has {error}") from None
+
+
+def _as_tuples(value: object) -> object:
+    """JSON knows lists only."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
