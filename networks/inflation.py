@@ -168,9 +168,7 @@ class Attached:
     keyframes: tuple[tuple[int, float], ...] = ()
 
     def strength(self, site: str, part: Part) -> float:
-        """Of the module at a site; 0 where there is none."""
-        if self.inflation.at(site, part) is None:
-            return 0.0
+        """Of the module at a site."""
         strength = {"memory": self.memory, "mapping": self.mapping}.get(part, self.temporal)
         level = self.inflation.level_of(site, part)
         return strength * (self.levels[level] if self.levels and level is not None else 1.0)
@@ -186,8 +184,9 @@ class Attached:
 
 def _active(attached: Iterable[Attached], site: str, part: Part) -> Iterator[tuple[Attached, nn.Module]]:
     for a in attached:
-        if a.strength(site, part):
-            yield a, a.inflation.at(site, part)
+        module = a.inflation.at(site, part)
+        if module is not None and a.strength(site, part):
+            yield a, module
 
 
 def _add(out: Tensor, added: Tensor | None, a: Attached, site: str, part: Part, clip: Clip) -> Tensor:
