@@ -89,7 +89,8 @@ class Resampling:
         """Raises ValueError where a U-Net has no resize after one of these levels."""
         last = len(structure.levels) - 2
         if self.levels[0] < 0 or self.levels[-1] > last:
-            raise ValueError(f"levels {list(self.levels)}; this U-Net has resizes after levels 0 to {last}")
+            where = f"resizes after levels 0 to {last}" if last >= 0 else "one level, and no resize"
+            raise ValueError(f"levels {list(self.levels)}; this U-Net has {where}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _check_whole(name: str, value: object, most: int | None = None) -> None:
 
 
 def _check_choice(name: str, value: object, allowed: tuple) -> None:
-    if value not in allowed:
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):  # 1.0 and True equal 1
         raise ValueError(f"{name} {value!r}; allowed are {', '.join(map(str, allowed))}")
 
 

@@ -4,16 +4,29 @@ import copy
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import (
+    KINDS,
+    PARTS,
+    Frames,
+    InflationConfig,
+    Mapping,
+    Memory,
+    Queries,
+    Resampling,
+    Temporal,
+    Tokens,
+)
 from stillmotion.networks.inflation import (
     Attached,
     Inflation,
     after_block,
     after_layer,
     after_self_attention,
+    before_unet,
     without_queries,
 )
 from stillmotion.networks.sites import Level, Structure
@@ -23,6 +36,10 @@ from torch.nn import functional as F
 SLIM = Structure((Level(32, (1,), (1, 1)), Level(64, (0,), (0, 2))), middle=1, context=768)
 NO_MIDDLE = Structure((Level(32, (0,), (0, 0)), Level(64, (1,), (1, 1))), middle=None, context=768)
 EVERYTHING = InflationConfig(Temporal(heads=4, middle=True), Frames(heads=4), Memory(), Queries(rank=3))
+EVERY_KIND = InflationConfig(
+    Temporal(heads=4, middle=True, levels=(KINDS,)),
+    *(Frames(heads=4), Memory(), Queries(rank=3), Resampling((0,)), Mapping(), Tokens(frames=3)),
+)
 CLIP = Clip.of(3)
 
 UNIT = "output_blocks.1.1"
@@ -61,13 +78,13 @@ def plain_attention(project, x):
     return project.to_out[0](attention(q, k, v, project.heads))
 
 
-def run(place, attached, x, project):
+def run(place, attached, x, project, clip=CLIP):
     """One of the three functions at its site."""
     if place == "unit":
-        return after_layer(x, attached, UNIT, CLIP)
+        return after_layer(x, attached, UNIT, clip)
     if place == "block":
-        return after_block(x, attached, BLOCK, CLIP)
-    return after_self_attention(plain_attention(project, x), x, attached, ATTN1, CLIP, project, attention)
+        return after_block(x, attached, BLOCK, clip)
+    return after_self_attention(plain_attention(project, x), x, attached, ATTN1, clip, project, attention)
 
 
 def frozen(place, x, project):
@@ -89,19 +106,23 @@ def test_a_new_inflation_adds_exactly_nothing(place):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
-    """Every part of every site, on its own."""
-    made = Inflation(EVERYTHING, SLIM).to(dtype)
-    widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)}
+    """Every part of every site, on its own; tokens alone start with hardly anything instead of nothing."""
+    made, tried = Inflation(EVERY_KIND, SLIM).to(dtype), set()
+    widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)} | {"sample": 4}
     for name, module in made.parts():
         site, part = name.rsplit(".", 1)
+        if part == "tokens":
+            continue
         width = widths[site.removesuffix(".attn1").removesuffix(".attn2")]
         added = part_alone(part, module, width, dtype)
         assert not added.any(), name
+        tried.add(part)
+    assert tried == {*KINDS, *PARTS} - {"temporal", "tokens"}
 
 
 def part_alone(part, module, width, dtype):
     x = torch.randn(2 * CLIP.frames, 5, width, dtype=dtype)
-    if part == "attention":
+    if part in (*KINDS, "resampling", "mapping"):
         return module(x.mT.unflatten(2, (5, 1)), CLIP.frames)
     if part == "frames":
         return module(x, CLIP.frames)
@@ -260,6 +281,13 @@ CONFIGS = {
     "lora": InflationConfig(queries=Queries(5)),
     "full queries": InflationConfig(queries=Queries(None)),
     "everything": EVERYTHING,
+    "kinds of each level": InflationConfig(
+        Temporal(levels=(("convolution", "transformer"), ()), layers=3, narrow=True)
+    ),
+    "resampling": InflationConfig(resampling=Resampling((0, 2))),
+    "mapping": InflationConfig(mapping=Mapping(kernel=3)),
+    "tokens": InflationConfig(tokens=Tokens(frames=24, count=5, neutral=False)),
+    "every kind": EVERY_KIND,
 }
 
 
@@ -267,7 +295,7 @@ CONFIGS = {
 def test_config_json_round_trip(name):
     data = json.loads(json.dumps(CONFIGS[name].to_json()))
     assert InflationConfig.from_json(data) == CONFIGS[name]
-    absent = {part for part in ("temporal", "frames", "memory", "queries") if getattr(CONFIGS[name], part) is None}
+    absent = {part for part in PARTS if getattr(CONFIGS[name], part) is None}
     assert not absent & data.keys()
 
 
@@ -278,6 +306,16 @@ def test_config_json_round_trip(name):
         ({"memory": {"depth": 2}}, "part 'memory' has an option 'depth'; this version knows mode"),
         ({"temporal": {"norm_scope": "batch"}}, "'temporal' has norm_scope 'batch'; allowed are frame, clip"),
         ({"memory": {"mode": "lstm"}}, "'memory' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
+        (
+            {"temporal": {"levels": [["mamba"]]}},
+            "'temporal' has kind 'mamba'; allowed are attention, convolution, fact",
+        ),
+        ({"temporal": {"depth": 2}}, "'temporal' has an option 'depth'; this version knows heads, layers, levels, mid"),
+        ({"mapping": {"kernel": 5}}, "'mapping' has kernel 5; allowed are 1, 3"),
+        (
+            {"tokens": {"frames": 24, "text": 80}},
+            "'tokens' has an option 'text'; this version knows count, frames, neu",
+        ),
     ],
 )
 def test_config_of_a_newer_version_is_refused_and_says_what_is_known(data, message):
@@ -285,12 +323,131 @@ def test_config_of_a_newer_version_is_refused_and_says_what_is_known(data, messa
         InflationConfig.from_json(data)
 
 
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (
+            {"temporal": {"levels": [["stacked", "attention", "stacked"]]}},
+            "a kind twice at one level: stacked, attention",
+        ),
+        ({"temporal": {"levels": []}}, r"levels \(\); allowed are the kinds of each level, finest first"),
+        ({"temporal": {"levels": ["attention"]}}, r"levels \('attention',\); allowed are the kinds of each level"),
+        ({"temporal": {"layers": 17}}, "layers 17; allowed are whole numbers from 1 to 16"),
+        ({"temporal": {"middle": 1}}, "middle 1; allowed are True, False"),
+        ({"resampling": {"levels": []}}, r"levels \[\]; give at least one, each once, in rising order"),
+        ({"resampling": {"levels": [1, 0]}}, r"levels \[1, 0\]; give at least one, each once, in rising order"),
+        ({"resampling": {"levels": [1, 1]}}, r"levels \[1, 1\]; give at least one, each once, in rising order"),
+        ({"resampling": {"levels": [0.0]}}, r"levels \(0.0,\); allowed are whole numbers from 0"),
+        ({"resampling": {}}, "'resampling' has .* missing .* 'levels'"),
+        ({"mapping": {"kernel": 1.0}}, "kernel 1.0; allowed are 1, 3"),
+        ({"mapping": {"kernel": True}}, "kernel True; allowed are 1, 3"),
+        ({"tokens": {"frames": 0}}, "frames 0; allowed are whole numbers from 1 to 1024"),
+        ({"tokens": {"frames": 24, "count": 65}}, "count 65; allowed are whole numbers from 1 to 64"),
+    ],
+)
+def test_values_that_are_not_allowed_are_refused_with_those_that_are(data, message):
+    with pytest.raises(ValueError, match=message):
+        InflationConfig.from_json(data)
+
+
+ONE_LEVEL = Structure((Level(32, (1,), (1,)),), middle=None, context=768)
+
+
+@pytest.mark.parametrize(
+    "config, structure, message",
+    [
+        (InflationConfig(Temporal(levels=(("attention",),) * 3)), SLIM, "kinds for 3 levels; this U-Net has 2"),
+        (
+            InflationConfig(resampling=Resampling((1,))),
+            SLIM,
+            r"levels \[1\]; this U-Net has resizes after levels 0 to 0",
+        ),
+        (InflationConfig(resampling=Resampling((-1, 0))), SLIM, r"levels \[-1, 0\]; this U-Net has resizes after"),
+        (
+            InflationConfig(resampling=Resampling((0,))),
+            ONE_LEVEL,
+            r"levels \[0\]; this U-Net has one level, and no resize",
+        ),
+    ],
+)
+def test_levels_that_a_unet_has_not_are_refused(config, structure, message):
+    with pytest.raises(ValueError, match=message):
+        Inflation(config, structure)
+
+
+def test_kinds_are_those_of_their_level_each_at_its_sites():
+    """Units, ResBlocks or transformers; the middle block is of the coarsest level."""
+    levels = (("factorised", "transformer"), ("convolution", "stacked"))
+    fine = ["input_blocks.1.1", "output_blocks.2.1", "output_blocks.3.1"]
+    res = ["input_blocks.3.0", "middle_block.0", "middle_block.2", "output_blocks.0.0", "output_blocks.1.0"]
+    units = ["input_blocks.3.0", "middle_block.1", "output_blocks.0.0", "output_blocks.1.1"]
+    expected = {f"{site}.factorised" for site in fine}
+    expected |= {f"{site}.transformer" for site in ("input_blocks.0.0", *fine)}
+    expected |= {f"{site}.convolution" for site in res} | {f"{site}.stacked" for site in units}
+    found = parts_of(InflationConfig(temporal=Temporal(levels=levels, middle=True)))
+    assert len(found) == len(expected) and set(found) == expected
+    outside = {name for name in expected if not name.startswith("middle_block")}
+    assert set(parts_of(InflationConfig(temporal=Temporal(levels=levels)))) == outside
+
+
+@pytest.mark.parametrize("levels", [(), (0.5, -3.0)])
+def test_a_strength_is_that_of_the_part_and_of_its_level(levels):
+    """The mapping network and the generator of tokens are in front of the U-Net and of no level; a resampling is of
+    the level whose frames it halves, on the way up too."""
+    made = Inflation(EVERY_KIND, SLIM)
+    attached = Attached(made, temporal=2.0, memory=5.0, mapping=7.0, levels=levels)
+    of_site = {name: site.level for site in SLIM.sites() for name in (site.name, *site.blocks)}
+    of_site |= {"input_blocks.2.0": 0, "output_blocks.1.2": 0, "sample": None, "text": None}
+    for name, _ in made.parts():
+        site, part = name.rsplit(".", 1)
+        level = of_site[site.removesuffix(".attn1").removesuffix(".attn2")]
+        factor = levels[level] if levels and level is not None else 1.0
+        assert attached.strength(site, part) == factor * {"memory": 5.0, "mapping": 7.0}.get(part, 2.0), name
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_factors_of_levels_multiply_what_is_added_there(place):
+    x, project, made = input_of(place), projections(), inflation()
+    plain = frozen(place, x, project)
+    added = run(place, [Attached(made)], x, project) - plain
+    got = run(place, [Attached(made, temporal=0.5, memory=0.5, levels=(7.0, -3.0))], x, project)
+    torch.testing.assert_close(got, plain - 1.5 * added)
+    assert torch.equal(run(place, [Attached(made, levels=(7.0, 0.0))], x, project), plain)
+
+
+KEYFRAMES = ((4, 1.0), (10, 0.25), (11, -2.0))
+
+
+def test_keyframes_are_joined_by_lines_and_hold_at_either_end():
+    made, frames = inflation(InflationConfig()), range(20)
+    factors = [Attached(made, keyframes=KEYFRAMES).factor(frame) for frame in frames]
+    np.testing.assert_allclose(factors, np.interp(frames, *zip(*KEYFRAMES)), atol=1e-12)
+    assert [Attached(made, keyframes=((7, 0.5),)).factor(frame) for frame in (0, 7, 9)] == [0.5] * 3
+
+
+@pytest.mark.parametrize("place", [*PLACES, "sample"])
+def test_keyframes_are_of_the_frames_of_the_whole_video(place):
+    """A window of it: each row of each clip is changed by the factor of its own frame, beside every other strength."""
+    window, made = Clip((8, 10, 15)), inflation(EVERY_KIND)
+    project, x = projections(), input_of("unit")[:, :4] if place == "sample" else input_of(place)
+
+    def run_anywhere(attached):
+        return before_unet(x, [attached], window) if place == "sample" else run(place, [attached], x, project, window)
+
+    plain = frozen(place, x, project)
+    added = run_anywhere(Attached(made)) - plain
+    factors = torch.tensor([0.5, 0.25, -2.0] * 2, dtype=torch.float64).view(-1, *[1] * (x.ndim - 1))
+    got = run_anywhere(Attached(made, temporal=3.0, memory=3.0, mapping=3.0, keyframes=KEYFRAMES))
+    torch.testing.assert_close(got, plain + 3 * factors * added)
+    assert added.abs().amax(tuple(range(1, x.ndim))).gt(0).sum() >= 4, "of a memory, all frames but the first"
+
+
 def test_without_queries_keeps_every_other_part():
     assert without_queries(EVERYTHING) == replace_part(EVERYTHING, frames=EVERYTHING.frames, queries=None)
 
 
 def test_layers_come_from_the_host():
-    """Inside ComfyUI every linear and norm is the host's own, which casts its weights as it runs."""
+    """Inside ComfyUI every linear, norm and convolution is the host's own, which casts its weights as it runs."""
 
     class HostLinear(nn.Linear):
         pass
@@ -301,7 +458,15 @@ def test_layers_come_from_the_host():
     class HostGroupNorm(nn.GroupNorm):
         pass
 
-    ops = SimpleNamespace(Linear=HostLinear, LayerNorm=HostLayerNorm, GroupNorm=HostGroupNorm)
-    made = Inflation(EVERYTHING, SLIM, ops)
-    layers = [m for m in made.modules() if isinstance(m, nn.Linear | nn.LayerNorm | nn.GroupNorm)]
-    assert {type(layer) for layer in layers} == {HostLinear, HostLayerNorm, HostGroupNorm}
+    class HostConv2d(nn.Conv2d):
+        pass
+
+    class HostConv3d(nn.Conv3d):
+        pass
+
+    theirs = [HostLinear, HostLayerNorm, HostGroupNorm, HostConv2d, HostConv3d]
+    made = Inflation(
+        EVERY_KIND, SLIM, SimpleNamespace(**{layer.__name__.removeprefix("Host"): layer for layer in theirs})
+    )
+    layers = [module for module in made.modules() if module._parameters and not hasattr(module, "gamma")]
+    assert {type(layer) for layer in layers} == set(theirs)
