@@ -17,10 +17,12 @@ from diffusers import UNet2DConditionModel
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.networks.inflation import Inflation
+from stillmotion.trainer.batches import Plan
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.estimate import GIB, estimate_memory
 from stillmotion.trainer.host import InflatedUNet, structure_of
 from stillmotion.trainer.losses import noise_loss
+from stillmotion.trainer.objectives import Denoising
 from stillmotion.trainer.optimiser import make_optimizer
 
 FROZEN = InflationConfig(queries=Queries(16))
@@ -67,7 +69,8 @@ class Step:
     def memory(self):
         if self.options.device != "cuda":
             rows = (1, self.options.frames)
-            return estimate_memory(self.model, rows, self.cells, average=False, eight_bit=False).total
+            objective = Denoising(self.model, Plan(0, self.options.frames, self.cells))
+            return estimate_memory(objective, rows, self.cells, average=False, eight_bit=False).total
         torch.cuda.reset_peak_memory_stats()
         self()
         return torch.cuda.max_memory_allocated()

@@ -6,8 +6,8 @@ clips are divided among those changes nothing, and a resumed run sees what the u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
 
@@ -17,6 +17,9 @@ from torch import Tensor
 from .cache import training_window
 
 TIMESTEPS = 1000  # of Stable Diffusion's noise schedule
+
+NoiseSchedule = Literal["scaled_linear", "linear"]
+"""Of betas, in diffusers' names: linear in their square root, or in themselves."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +48,28 @@ class Plan:
     caption_dropout: float = 0.1
     first_frame: Literal["noisy", "clean"] = "noisy"
     weighting: Literal["uniform", "velocity"] = "uniform"
+    schedule: NoiseSchedule = "scaled_linear"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows `(clips * frames, ...)`, the frames of a clip adjacent: clean `latents`, `noise`, `timesteps` and `text`."""
+    """Rows `(clips * frames, ...)`, the frames of a clip adjacent: clean `latents`, `noise`, `timesteps` and `text`.
+
+    `seeds`: of each clip, for what a loss draws.
+    """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     text: Tensor
     frames: int
+    seeds: tuple[int, ...] = (0,)
 
     def to(self, device: torch.device) -> Batch:
-        rows = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "frames"}
-        return Batch(**{name: tensor.to(device) for name, tensor in rows.items()}, frames=self.frames)
+        return replace(self, **{name: getattr(self, name).to(device) for name in ROWS})
+
+
+ROWS = "latents", "noise", "timesteps", "text"
 
 
 def generator_for(*key) -> torch.Generator:
@@ -74,15 +84,15 @@ def clip_at(plan: Plan, step: int, index: int, clips: int) -> int:
     return int(torch.randperm(clips, generator=generator_for(plan.seed, "order", epoch))[place])
 
 
-def draw(plan: Plan, clips: Sequence[TrainingClip], no_caption: Tensor, step: int, index: int) -> Batch:
-    """One clip of a step: its window, crop, noise, timestep, and whether its caption is dropped."""
-    clip = clips[clip_at(plan, step, index, len(clips))]
+def draw(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: int) -> Batch:
+    """What a step sees of a clip: its window, crop, noise, timestep, and whether its caption is dropped."""
     random = generator_for(plan.seed, "clip", step, index)
     latents = training_window(clip.latents, plan.frames, plan.cells, random, plan.crop)
     timestep = torch.randint(TIMESTEPS, (), generator=random)
     dropped = torch.rand((), generator=random) < plan.caption_dropout
     noise = torch.randn(latents.shape, generator=random)
-    return rows(latents, noise, timestep, no_caption if dropped else clip.text)
+    seed = int(torch.randint(2**62, (), generator=random))
+    return replace(rows(latents, noise, timestep, no_caption if dropped else clip.text), seeds=(seed,))
 
 
 def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batch:
@@ -92,16 +102,25 @@ def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batc
 
 
 def together(batches: Sequence[Batch]) -> Batch:
-    names = ("latents", "noise", "timesteps", "text")
-    return Batch(**{name: torch.cat([getattr(b, name) for b in batches]) for name in names}, frames=batches[0].frames)
+    tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ROWS}
+    return Batch(**tensors, frames=batches[0].frames, seeds=tuple(seed for b in batches for seed in b.seeds))
 
 
 def batch_for(
-    plan: Plan, clips: Sequence[TrainingClip], no_caption: Tensor, step: int, number: int, size: int
+    plan: Plan, clips: Sequence[TrainingClip], no_caption: Tensor, size: int, step: int, number: int
 ) -> Batch:
-    """Micro-batch `number` of a step (counted over processes and accumulation), of `size` clips."""
+    """Micro-batch `number` of a step (counted over processes and accumulation), of `size` clips of a few."""
     places = range(number * size, (number + 1) * size)
-    return together([draw(plan, clips, no_caption, step, index) for index in places])
+    chosen = [clips[clip_at(plan, step, index, len(clips))] for index in places]
+    return together([draw(plan, clip, no_caption, step, index) for clip, index in zip(chosen, places)])
+
+
+def batch_from(
+    plan: Plan, stream: Iterator[TrainingClip], no_caption: Tensor, size: int, step: int, number: int
+) -> Batch:
+    """Micro-batch `number` of a step, of the next `size` clips of this process's stream."""
+    places = range(number * size, (number + 1) * size)
+    return together([draw(plan, next(stream), no_caption, step, index) for index in places])
 
 
 def fingerprint(clips: Sequence[TrainingClip]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .loop import Training
 
-FORMAT = 1
+FORMAT = 2
 STATES = "state-{:06d}.pt"
 
 FLAGS = {"num_processes": "`accelerate launch --num_processes`"}
@@ -36,6 +36,8 @@ def state_of(training: Training, facts: dict) -> dict:
         "optimizer": training.raw_optimizer.state_dict(),
         "average": None if training.average is None else training.average.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
+        "objective": training.objective.memory(),
+        "positions": list(training.positions),
     }
 
 
@@ -52,6 +54,8 @@ def restore(training: Training, state: dict) -> None:
         training.average.load_state_dict(state["average"])
     if training.accelerator.scaler is not None:
         training.accelerator.scaler.load_state_dict(state["scaler"])
+    training.objective.restore(state["objective"])
+    training.positions = tuple(state["positions"])
 
 
 def save_state(folder: Path, state: dict) -> Path:

@@ -23,6 +23,7 @@ COMMANDS = {
     "toy": Command(options.ToyOptions, "toy", "make_toy"),
     "check": Command(options.CheckOptions, "check", "check"),
     "fewshot": Command(options.FewShotOptions, "fewshot", "fewshot"),
+    "inflate": Command(options.InflateOptions, "inflate", "inflate"),
     "convert": Command(options.ConvertOptions, "convert", "convert"),
 }
 

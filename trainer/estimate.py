@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..networks.clip import Clip
+from .batches import Batch
 from .host import InflatedUNet
-from .losses import noise_loss
+from .objectives import Denoising
 
 GIB = 2**30
 
@@ -54,14 +54,14 @@ def size_text(size: int) -> str:
 
 
 def estimate_memory(
-    model: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int], *, average: bool, eight_bit: bool
+    objective: Denoising, rows: tuple[int, int], cells: tuple[int, int], *, average: bool, eight_bit: bool
 ) -> Memory:
     """What a step of `rows` = (clips, frames) with latents of `cells` = (width, height) takes."""
-    parameters = list(model.parameters())
+    parameters = list(objective.parameters())
     trained = sum(bytes_of(p) for p in parameters if p.requires_grad)
-    frozen = sum(bytes_of(t) for t in [*parameters, *model.buffers()] if not t.requires_grad)
+    frozen = sum(bytes_of(t) for t in [*parameters, *objective.buffers()] if not t.requires_grad)
     moments = trained // 2 if eight_bit else 2 * trained  # two numbers a weight, in 1 byte or 4
-    activations = measure_activations(model, rows, cells)
+    activations = measure_activations(objective, rows, cells)
     return Memory(frozen, trained, trained, moments, trained if average else 0, max(0, activations - trained))
 
 
@@ -69,18 +69,17 @@ def bytes_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def measure_activations(model: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int]) -> int:
+def measure_activations(objective: Denoising, rows: tuple[int, int], cells: tuple[int, int]) -> int:
     """The most bytes alive at once in a forward and backward pass, gradients included, beside the weights.
 
-    The pass runs on tensors that have a shape and no data, on the model's own device, so that it takes the kernels
-    that training will take; recomputed layers come out right because it is the same code.
+    The pass runs on tensors that have a shape and no data, on the network's own device, so that it takes the kernels
+    that training will take; recomputed layers come out right because it is the same code. It has every loss that any
+    step has.
     """
-    clips, frames = rows
-    with FakeTensorMode() as fake, shapes_only(model, fake):
-        sample, timesteps, text = fake_inputs(model, clips * frames, cells)
+    with FakeTensorMode() as fake, shapes_only(objective, fake):
+        batch = fake_batch(objective.network, rows, cells)
         with LiveBytes() as live:
-            predicted = model(sample, timesteps, text, Clip.of(frames))
-            noise_loss(predicted, sample, frames, "noisy").mean().backward()
+            objective(batch, 0).total.backward()
     return live.peak
 
 
@@ -99,12 +98,12 @@ def shapes_only(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
             table.update(kept)
 
 
-def fake_inputs(model: InflatedUNet, rows: int, cells: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    device = next(model.parameters()).device
-    sample = torch.zeros(rows, 4, cells[1], cells[0], device=device)
-    timesteps = torch.zeros(rows, dtype=torch.long, device=device)
-    text = torch.zeros(rows, 77, model.unet.config.cross_attention_dim, device=device)
-    return sample, timesteps, text
+def fake_batch(network: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int]) -> Batch:
+    (clips, frames), device = rows, next(network.parameters()).device
+    latents = torch.zeros(clips * frames, 4, cells[1], cells[0], device=device)
+    timesteps = torch.zeros(clips * frames, dtype=torch.long, device=device)
+    text = torch.zeros(clips * frames, 77, network.unet.config.cross_attention_dim, device=device)
+    return Batch(latents, torch.zeros_like(latents), timesteps, text, frames, (0,) * clips)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -42,10 +42,9 @@ def fixed_batches(plan: Plan, clips: Sequence[TrainingClip]) -> Iterator[Batch]:
 @torch.no_grad()
 def fixed_noise_loss(training: Training, clips: Sequence[TrainingClip]) -> float:
     """The mean loss over clips and levels."""
-    accelerator = training.accelerator
-    model = accelerator.unwrap_model(training.model, keep_fp32_wrapper=True)
+    accelerator, network = training.accelerator, training.network
     losses = []
     with accelerator.autocast():
         for batch in fixed_batches(training.plan, clips):
-            losses.append(batch_loss(model, batch.to(accelerator.device), training.plan))
+            losses.append(batch_loss(network, batch.to(accelerator.device), training.plan))
     return torch.cat(losses).mean().item()

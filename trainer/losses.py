@@ -8,28 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.clip import Clip
-from .batches import TIMESTEPS, Batch, Plan
+from .batches import TIMESTEPS, Batch, NoiseSchedule, Plan
 
 
-def signal_shares() -> Tensor:
-    """How much of the squared signal is left at each timestep, (1000,), float32: Stable Diffusion's `scaled_linear`.
+def signal_shares(schedule: NoiseSchedule = "scaled_linear") -> Tensor:
+    """How much of the squared signal is left at each timestep, (1000,), float32.
 
-    Source: Rombach et al. 2022, code; betas are linear in their square root, from 0.00085 to 0.012.
+    Betas run from 0.00085 to 0.012: linear in their square root in Stable Diffusion (Rombach et al. 2022, code), in
+    themselves in AnimateDiff (Guo et al. 2023) and, by its wording, in HARIVO.
     """
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS) ** 2
+    if schedule == "scaled_linear":
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS) ** 2
+    else:
+        betas = torch.linspace(0.00085, 0.012, TIMESTEPS)
     return (1 - betas).cumprod(0)
 
 
-def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule = "scaled_linear") -> Tensor:
     """z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) ε, row by row."""
-    share = signal_shares().to(latents.device)[timesteps].view(-1, 1, 1, 1)
+    share = signal_shares(schedule).to(latents.device)[timesteps].view(-1, 1, 1, 1)
     return share.sqrt() * latents + (1 - share).sqrt() * noise
 
 
-def noisy_rows(batch: Batch, first_frame: Literal["noisy", "clean"]) -> Tensor:
+def noisy_rows(batch: Batch, plan: Plan) -> Tensor:
     """What the network sees: every frame noised, or all but the first of each clip (LAMP, Wu et al. 2023)."""
-    noisy = add_noise(batch.latents, batch.noise, batch.timesteps)
-    if first_frame == "clean":
+    noisy = add_noise(batch.latents, batch.noise, batch.timesteps, plan.schedule)
+    if plan.first_frame == "clean":
         noisy = noisy.clone()
         noisy[:: batch.frames] = batch.latents[:: batch.frames]
     return noisy
@@ -46,18 +50,24 @@ def noise_loss(predicted: Tensor, noise: Tensor, frames: int, first_frame: Liter
     return errors[:, 1 if first_frame == "clean" else 0 :].flatten(1).mean(1)
 
 
-def velocity_weight(timesteps: Tensor) -> Tensor:
+def velocity_weight(timesteps: Tensor, schedule: NoiseSchedule = "scaled_linear") -> Tensor:
     """(SNR + 1) / SNR = 1 / ᾱ, up to 20: makes the squared error of the noise that of v.
 
     Without it the noisy steps, where layout and motion are decided, hardly count.
     Source: Salimans and Ho 2022 (arXiv 2202.00512), appendix D.
     """
-    return (1 / signal_shares().to(timesteps.device)[timesteps]).clamp(max=20)
+    return (1 / signal_shares(schedule).to(timesteps.device)[timesteps]).clamp(max=20)
 
 
-def batch_loss(model: nn.Module, batch: Batch, plan: Plan) -> Tensor:
-    """The loss of each clip of a batch, (clips,)."""
-    sample = noisy_rows(batch, plan.first_frame)
-    predicted = model(sample, batch.timesteps, batch.text, Clip.of(batch.frames))
+def simple_loss(predicted: Tensor, batch: Batch, plan: Plan) -> Tensor:
+    """The denoising loss of each clip of a batch, (clips,), for the prediction of its noise."""
     loss = noise_loss(predicted, batch.noise, batch.frames, plan.first_frame)
-    return loss if plan.weighting == "uniform" else loss * velocity_weight(batch.timesteps[:: batch.frames])
+    if plan.weighting == "uniform":
+        return loss
+    return loss * velocity_weight(batch.timesteps[:: batch.frames], plan.schedule)
+
+
+def batch_loss(network: nn.Module, batch: Batch, plan: Plan) -> Tensor:
+    """The denoising loss of each clip of a batch, (clips,)."""
+    predicted = network(noisy_rows(batch, plan), batch.timesteps, batch.text, Clip.of(batch.frames))
+    return simple_loss(predicted, batch, plan)

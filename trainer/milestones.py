@@ -17,7 +17,7 @@ from .checkpoints import keep_latest, save_state, saved_states, state_of
 from .export import averaged_weights, exported_weights, write_and_open
 from .held_out import fixed_noise_loss
 from .loop import Report, Training
-from .options import FewShotOptions
+from .options import TrainOptions
 from .previews import Preview, decode_clip, sample_preview, write_preview
 from .runlog import RunLog
 
@@ -32,7 +32,7 @@ class Milestones:
     """`after_step` is the loop's callback. `measured` are the clips of the fixed-noise loss."""
 
     training: Training
-    options: FewShotOptions
+    options: TrainOptions
     run_log: RunLog
     info: MotionInfo
     facts: dict
@@ -58,7 +58,8 @@ class Milestones:
 
     def _log(self, report: Report) -> None:
         numbers = {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
-        self.run_log.numbers(report.step, **numbers, seconds=round(report.seconds, 4))
+        parts = {f"loss_{name}": value for name, value in report.parts.items()}
+        self.run_log.numbers(report.step, **numbers, **parts, seconds=round(report.seconds, 4))
 
     def measure(self) -> None:
         """Logs the fixed-noise loss of the weights that would be exported now."""
@@ -86,16 +87,16 @@ class Milestones:
         log.info("step %d: saved %s", step, path)
 
 
-def run_name(options: FewShotOptions) -> str:
+def run_name(options: TrainOptions) -> str:
     """Name of the motion file: that of the run's folder."""
     return options.output.resolve().name or "motion"
 
 
-def saves_of(options: FewShotOptions) -> Path:
+def saves_of(options: TrainOptions) -> Path:
     return options.output / "saves"
 
 
-def last_save(options: FewShotOptions) -> Path | None:
+def last_save(options: TrainOptions) -> Path | None:
     """The newest save in the run's folder, None where there is nothing to resume.
 
     Raises:

@@ -66,12 +66,8 @@ class CheckOptions(ClipOptions):
     output: Annotated[Path, Field(description="folder for the contact sheet")] = Path("check")
 
 
-class FewShotOptions(ClipOptions):
-    """Learn one motion from a handful of clips.
-
-    Writes one folder: the motion file, a workflow that uses it, options, log, previews and saves. A file called `save`
-    or `save_quit` in that folder does what it says; Ctrl-C saves and stops; --resume goes on.
-    """
+class TrainOptions(ClipOptions):
+    """What the commands that train share."""
 
     base: Annotated[Path, Field(description="SD1.5-family model: a diffusers folder, a .safetensors or .ckpt file")]
     output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
@@ -79,31 +75,14 @@ class FewShotOptions(ClipOptions):
     )
     resume: Annotated[bool, Field(description="go on from the last save in the output folder")] = False
 
-    steps: Annotated[int, Field(ge=1, description="optimiser steps; the paper took up to 16000")] = 2000
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="highest rate of AdamW; the paper's was 3e-5")] = 1e-4
+    steps: Annotated[int, Field(ge=1, description="optimiser steps")]
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="highest rate of AdamW")] = 1e-4
     warm_up: Annotated[int, Field(ge=0, description="steps of rising rate, at most half of all; then it falls")] = 100
     batch_size: Annotated[int, Field(ge=1, description="clips computed at once, for each process")] = 1
     accumulation: Annotated[int, Field(ge=1, description="batches before each update")] = 1
     seed: Annotated[int, Field(ge=0, description="seed of the weights, the order, the noise and the samples")] = 0
 
-    queries: Annotated[
-        Literal["lora", "full", "none"], Field(description="what trains of the query projections: a LoRA, all, nothing")
-    ] = "lora"
-    rank: Annotated[int, Field(ge=1, le=320, description="rank of the LoRA on the queries")] = 16
-    memory: Annotated[
-        Literal["gated_scan", "paper_rnn", "none"],
-        Field(description="recurrence in the self-attentions: gated and parallel, as printed in the paper, none"),
-    ] = "gated_scan"
-    frame_attention: Annotated[bool, Field(description="attention over frames in every transformer block")] = True
-    temporal_blocks: Annotated[bool, Field(description="AnimateDiff's motion block after every unit as well")] = False
-
     caption_dropout: Annotated[float, Field(ge=0, le=1, description="share of clips seen without their caption")] = 0.1
-    first_frame: Annotated[
-        Literal["noisy", "clean"],
-        Field(
-            description="clean: the first frame is given, and no part of the loss; needs image-to-video wiring later"
-        ),
-    ] = "noisy"
     weighting: Annotated[
         Literal["uniform", "velocity"],
         Field(description="what a timestep counts: all alike as in the paper, or as in v-prediction: noisy ones more"),
@@ -111,7 +90,7 @@ class FewShotOptions(ClipOptions):
     ema: Annotated[
         float | None,
         Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),
-    ] = 0.995
+    ]
 
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
@@ -136,11 +115,101 @@ class FewShotOptions(ClipOptions):
     guidance: Annotated[float, Field(ge=1, le=50, description="classifier-free guidance of a preview")] = 7.5
     cache: Annotated[Path, Field(description="folder of encoded clips and captions, for all runs")] = Path("runs/cache")
 
+
+class FewShotOptions(TrainOptions):
+    """Learn one motion from a handful of clips.
+
+    Writes one folder: the motion file, a workflow that uses it, options, log, previews and saves. A file called `save`
+    or `save_quit` in that folder does what it says; Ctrl-C saves and stops; --resume goes on.
+    """
+
+    steps: Annotated[int, Field(ge=1, description="optimiser steps; the paper took up to 16000")] = 2000
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="highest rate of AdamW; the paper's was 3e-5")] = 1e-4
+    ema: Annotated[
+        float | None,
+        Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),
+    ] = 0.995
+
+    queries: Annotated[
+        Literal["lora", "full", "none"], Field(description="what trains of the query projections: a LoRA, all, nothing")
+    ] = "lora"
+    rank: Annotated[int, Field(ge=1, le=320, description="rank of the LoRA on the queries")] = 16
+    memory: Annotated[
+        Literal["gated_scan", "paper_rnn", "none"],
+        Field(description="recurrence in the self-attentions: gated and parallel, as printed in the paper, none"),
+    ] = "gated_scan"
+    frame_attention: Annotated[bool, Field(description="attention over frames in every transformer block")] = True
+    temporal_blocks: Annotated[bool, Field(description="AnimateDiff's motion block after every unit as well")] = False
+    first_frame: Annotated[
+        Literal["noisy", "clean"],
+        Field(
+            description="clean: the first frame is given, and no part of the loss; needs image-to-video wiring later"
+        ),
+    ] = "noisy"
+
     @model_validator(mode="after")
     def trains_something(self):
         if self.queries == self.memory == "none" and not (self.frame_attention or self.temporal_blocks):
             raise ValueError("nothing would train: leave one of --queries, --memory, --frame-attention on")
         return self
+
+
+class InflateOptions(TrainOptions):
+    """Make a video model of an image model: learn motion in general from a set of captioned clips of any size.
+
+    The set is a folder of clips, a table of them (.csv, .jsonl), or webdataset shards ("shards/{000..123}.tar"). The
+    image model stays as it is. Writes one folder, as `fewshot` does. Files in trainer/presets fit graphics cards of
+    8, 16, 24 and 80 GB: --config trainer/presets/inflate-24gb.toml.
+    """
+
+    output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
+        "runs/video"
+    )
+    size: Annotated[Size, Field(description="width x height in pixels, scaled and cropped to")] = (256, 256)
+    steps: Annotated[int, Field(ge=1, description="optimiser steps")] = 20000
+    warm_up: Annotated[int, Field(ge=0, description="steps of rising rate, at most half of all; then it falls")] = 1000
+    ema: Annotated[
+        float | None,
+        Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),
+    ] = 0.9999
+    held_out_every: Annotated[int, Field(ge=1, description="steps between measurements with fixed noise")] = 500
+    save_every: Annotated[int, Field(ge=1, description="steps between saves")] = 1000
+    preview_every: Annotated[int | None, Field(ge=1, description="steps between previews; or none")] = 1000
+
+    preset: Annotated[
+        Literal["animatediff", "lumiere", "harivo", "lumiere-harivo", "higen"],
+        Field(description="what is added to the image model: whose blocks over time, with what around them"),
+    ] = "lumiere"
+    halve: Annotated[
+        tuple[int, ...] | None,
+        Field(description="levels after which frames are halved, 0 the finest; none: as the preset does"),
+    ] = None
+    narrow: Annotated[bool, Field(description="Lumiere's convolution blocks at half the width inside")] = False
+    mapping: Annotated[bool | None, Field(description="HARIVO's mapping network; none: as the preset has it")] = None
+    tokens: Annotated[bool | None, Field(description="HARIVO's frame-wise tokens; none: as the preset has it")] = None
+    warm_start: Annotated[
+        Path | None,
+        Field(description="motion file, AnimateDiff module or MotionAdapter folder to begin with; or none"),
+    ] = None
+    schedule: Annotated[
+        Literal["scaled_linear", "linear"],
+        Field(description="noise schedule: the image model's own, or the noisier one of AnimateDiff and HARIVO"),
+    ] = "scaled_linear"
+
+    regularisation: Annotated[float, Field(ge=0, description="weight of HARIVO's L_reg; the paper's is 0.1")] = 0
+    regularise_every: Annotated[int, Field(ge=1, description="steps from one with L_reg to the next one")] = 1
+    detach_image: Annotated[bool, Field(description="L_reg without its gradient through the image model")] = False
+    trs: Annotated[
+        float, Field(ge=0, description="weight of temporally regularised self-attention; the paper's is 0.1")
+    ] = 0
+    trs_reduction: Annotated[
+        Literal["row_l1", "sum"], Field(description="normalised by size, or summed up as printed")
+    ] = "row_l1"
+    contrastive: Annotated[
+        float, Field(ge=0, description="weight of the decoupled contrastive loss; the paper's is 0.1")
+    ] = 0
+    queue: Annotated[int, Field(ge=32, description="frames of earlier steps that it compares with")] = 1024
+    ramp: Annotated[int, Field(ge=0, description="steps in which the weights of these two rise from 0")] = 1000
 
 
 class ConvertOptions(Options):

@@ -43,17 +43,17 @@ def first_frame_of(clip: TrainingClip, cells: tuple[int, int]) -> Tensor:
 def sample_preview(training: Training, preview: Preview) -> Tensor:
     """The latents of the preview's clip, with the weights that would be exported now."""
     accelerator, plan = training.accelerator, training.plan
-    model = accelerator.unwrap_model(training.model)
     noise = starting_noise(preview.seed, plan.frames, plan.cells).to(accelerator.device)
-    with averaged_weights(training):
+    with averaged_weights(training), accelerator.autocast():
         return sample_clip(
-            model,
+            training.network,
             preview.text,
             preview.no_caption,
             noise,
             first=preview.first,
             steps=preview.steps,
             guidance=preview.guidance,
+            schedule=plan.schedule,
         )
 
 

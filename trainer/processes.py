@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 
-from .options import FewShotOptions
+from .options import TrainOptions
 
 
 def this_process() -> PartialState:
@@ -28,7 +28,7 @@ def this_process() -> PartialState:
     return process
 
 
-def resolved_precision(options: FewShotOptions) -> str:
+def resolved_precision(options: TrainOptions) -> str:
     """Raises ValueError where fp16 was asked for without a GPU."""
     on_gpu = this_process().device.type == "cuda"
     if options.precision == "fp16" and not on_gpu:
@@ -40,7 +40,7 @@ def resolved_precision(options: FewShotOptions) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def make_accelerator(options: FewShotOptions) -> Accelerator:
+def make_accelerator(options: TrainOptions) -> Accelerator:
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses deterministic sums without it
         torch.use_deterministic_algorithms(True)

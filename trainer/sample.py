@@ -10,18 +10,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..networks.clip import Clip
-from .batches import generator_for
+from .batches import NoiseSchedule, generator_for
 
 Model = Callable[[Tensor, Tensor, Tensor, Clip], Tensor]
 """Rows, timesteps, text and clip to the prediction of the noise: an `InflatedUNet`, with an inflation or without."""
 
 
-def ddim() -> DDIMScheduler:
-    """DDIM on Stable Diffusion 1.5's schedule, with that model's own settings."""
+def ddim(schedule: NoiseSchedule = "scaled_linear") -> DDIMScheduler:
+    """DDIM on a schedule of Stable Diffusion 1.5's betas, with that model's own settings."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
-        beta_schedule="scaled_linear",
+        beta_schedule=schedule,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
@@ -43,6 +43,7 @@ def sample_clip(
     first: Tensor | None = None,
     steps: int = 25,
     guidance: float = 7.5,
+    schedule: NoiseSchedule = "scaled_linear",
 ) -> Tensor:
     """The latents of one clip, (frames, 4, height, width), on the device of `noise`.
 
@@ -52,8 +53,9 @@ def sample_clip(
         first: latents of a first frame that is given, (4, height, width): the network sees it clean at every step, as
             training with `first_frame="clean"` does. None: the first frame is sampled like the others.
         guidance: scale of classifier-free guidance; 1 leaves out the network without caption.
+        schedule: of the noise that the model was trained on.
     """
-    frames, scheduler = len(noise), ddim()
+    frames, scheduler = len(noise), ddim(schedule)
     scheduler.set_timesteps(steps)
     captions = [text] if guidance == 1 else [text, no_caption]
     context = torch.stack(captions).to(noise).repeat_interleave(frames, dim=0)

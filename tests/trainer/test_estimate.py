@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stillmotion.networks.clip import Clip
 from stillmotion.trainer import estimate
 from stillmotion.trainer.estimate import (
     GIB,
@@ -13,26 +12,29 @@ from stillmotion.trainer.estimate import (
     Memory,
     advice,
     estimate_memory,
-    fake_inputs,
+    fake_batch,
     measure_activations,
     time_step,
 )
-from stillmotion.trainer.losses import noise_loss
+from stillmotion.trainer.objectives import Denoising
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 
 
+def tiny_objective(checkpointing=False):
+    return Denoising(tiny.tiny_model(checkpointing=checkpointing), tiny.tiny_plan())
+
+
 def real_pass(model, rows, cells):
     """Loss of a real forward pass on the inputs that the estimate uses."""
-    sample, timesteps, text = fake_inputs(model, rows[0] * rows[1], cells)
-    return noise_loss(model(sample, timesteps, text, Clip.of(rows[1])), sample, rows[1], "noisy").mean()
+    return model(fake_batch(model.network, rows, cells), 1).total
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_estimate_is_what_a_real_pass_holds_at_its_peak(checkpointing):
     rows, cells = (2, 2), (4, 6)
-    estimated = measure_activations(tiny.tiny_model(checkpointing=checkpointing), rows, cells)
-    model = tiny.tiny_model(checkpointing=checkpointing)
+    estimated = measure_activations(tiny_objective(checkpointing), rows, cells)
+    model = tiny_objective(checkpointing)
     with LiveBytes() as live:
         real_pass(model, rows, cells).backward()
     assert estimated == pytest.approx(live.peak, rel=0.02)  # when Python frees what differs a little
@@ -41,7 +43,7 @@ def test_the_estimate_is_what_a_real_pass_holds_at_its_peak(checkpointing):
 def test_the_estimate_covers_what_autograd_saves():
     """An independent count, without the class under test: distinct storages that the graph of a real pass keeps."""
     rows, cells = (1, 4), (8, 8)
-    model, saved = tiny.tiny_model(), {}
+    model, saved = tiny_objective(), {}
     weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
 
     def keep(tensor):
@@ -52,19 +54,19 @@ def test_the_estimate_covers_what_autograd_saves():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = real_pass(model, rows, cells)
-    estimated = measure_activations(tiny.tiny_model(), rows, cells)
+    estimated = measure_activations(tiny_objective(), rows, cells)
     assert loss.requires_grad and sum(saved.values()) < estimated < 1.5 * sum(saved.values())
 
 
 def test_checkpointing_saves_memory():
-    model = tiny.tiny_model()
+    model = tiny_objective()
     plain = measure_activations(model, (1, 6), (8, 8))
-    model.checkpointing = True
+    model.network.checkpointing = True
     assert measure_activations(model, (1, 6), (8, 8)) < 0.6 * plain
 
 
 def test_the_model_is_as_it_was():
-    model = tiny.tiny_model()
+    model = tiny_objective()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     measure_activations(model, (1, 2), (8, 8))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -72,8 +74,8 @@ def test_the_model_is_as_it_was():
 
 
 def test_weights_gradients_and_moments_are_counted(monkeypatch):
-    model = tiny.tiny_model()
-    trained = sum(p.numel() for p in model.inflation.parameters())
+    model = tiny_objective()
+    trained = sum(p.numel() for p in model.network.inflation.parameters())
     monkeypatch.setattr(estimate, "measure_activations", lambda *_: 4 * trained + 100)
     memory = estimate_memory(model, (1, 2), (8, 8), average=True, eight_bit=False)
     assert memory.trained == memory.gradients == memory.average == 4 * trained

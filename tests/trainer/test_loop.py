@@ -4,6 +4,7 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,8 +33,8 @@ def same_batches(a, b):
 def test_a_step_sees_the_same_however_its_clips_are_divided():
     clips, no_caption = tiny.tiny_clips()
     plan = tiny.tiny_plan(clips_per_step=4)
-    whole = batch_for(plan, clips, no_caption, 5, 0, 4)
-    halves = [batch_for(plan, clips, no_caption, 5, number, 2) for number in range(2)]
+    whole = batch_for(plan, clips, no_caption, 4, 5, 0)
+    halves = [batch_for(plan, clips, no_caption, 2, 5, number) for number in range(2)]
     assert len(torch.unique(whole.noise[:, 0, 0, 0])) == 4 * 4, "each frame of each clip has noise of its own"
     assert torch.equal(whole.noise, torch.cat([half.noise for half in halves]))
     assert torch.equal(whole.latents, torch.cat([half.latents for half in halves]))
@@ -42,11 +43,11 @@ def test_a_step_sees_the_same_however_its_clips_are_divided():
 
 def test_a_step_sees_the_same_whatever_ran_before_and_other_things_at_other_steps():
     clips, no_caption = tiny.tiny_clips()
-    first = batch_for(tiny.tiny_plan(), clips, no_caption, 9, 0, 2)
+    first = batch_for(tiny.tiny_plan(), clips, no_caption, 2, 9, 0)
     torch.rand(7)
-    assert same_batches(first, batch_for(tiny.tiny_plan(), clips, no_caption, 9, 0, 2))
-    assert not torch.equal(first.noise, batch_for(tiny.tiny_plan(), clips, no_caption, 10, 0, 2).noise)
-    assert not torch.equal(first.noise, batch_for(tiny.tiny_plan(seed=1), clips, no_caption, 9, 0, 2).noise)
+    assert same_batches(first, batch_for(tiny.tiny_plan(), clips, no_caption, 2, 9, 0))
+    assert not torch.equal(first.noise, batch_for(tiny.tiny_plan(), clips, no_caption, 2, 10, 0).noise)
+    assert not torch.equal(first.noise, batch_for(tiny.tiny_plan(seed=1), clips, no_caption, 2, 9, 0).noise)
 
 
 def test_each_round_shows_every_clip_once_in_an_order_of_its_own():
@@ -59,7 +60,7 @@ def test_each_round_shows_every_clip_once_in_an_order_of_its_own():
 
 def test_windows_and_crops_reach_every_place_and_nothing_else():
     clips, no_caption = tiny.tiny_clips(count=1)
-    seen = [draw(tiny.tiny_plan(clips_per_step=1), clips, no_caption, step, 0).latents for step in range(1, 200)]
+    seen = [draw(tiny.tiny_plan(), clips[0], no_caption, step, 0).latents for step in range(1, 200)]
     pieces = [
         clips[0].latents[f : f + 4, :, y : y + 6, x : x + 5] for f in range(3) for y in range(2) for x in range(2)
     ]
@@ -70,13 +71,13 @@ def test_windows_and_crops_reach_every_place_and_nothing_else():
 def test_captions_are_dropped_at_the_rate_asked_for():
     clips, no_caption = tiny.tiny_clips()
     plan = tiny.tiny_plan(caption_dropout=0.1, clips_per_step=1)
-    dropped = [torch.equal(draw(plan, clips, no_caption, step, 0).text[0], no_caption) for step in range(1, 2001)]
+    dropped = [torch.equal(draw(plan, clips[0], no_caption, step, 0).text[0], no_caption) for step in range(1, 2001)]
     assert sum(dropped) / 2000 == pytest.approx(0.1, abs=0.03)
 
 
 def test_timesteps_cover_the_schedule_and_are_one_for_all_frames_of_a_clip():
     clips, no_caption = tiny.tiny_clips()
-    times = torch.stack([draw(tiny.tiny_plan(), clips, no_caption, step, 0).timesteps for step in range(1, 1001)])
+    times = torch.stack([draw(tiny.tiny_plan(), clips[0], no_caption, step, 0).timesteps for step in range(1, 1001)])
     assert (times == times[:, :1]).all()
     assert times.min() < 20 and times.max() > 979 and times.float().mean().sub(499.5).abs() < 30
 
@@ -90,9 +91,9 @@ def test_the_noise_schedule_is_that_of_stable_diffusion():
 
 def test_a_clean_first_frame_is_given_and_has_no_part_in_the_loss():
     batch = rows(torch.randn(4, 4, 6, 5), torch.randn(4, 4, 6, 5), torch.tensor(700), torch.zeros(5, 16))
-    given = noisy_rows(batch, "clean")
+    given = noisy_rows(batch, tiny.tiny_plan(first_frame="clean"))
     assert torch.equal(given[0], batch.latents[0])
-    assert torch.equal(given[1:], noisy_rows(batch, "noisy")[1:])
+    assert torch.equal(given[1:], noisy_rows(batch, tiny.tiny_plan())[1:])
     wrong_first = batch.noise.clone()
     wrong_first[0] += 100
     assert noise_loss(wrong_first, batch.noise, 4, "clean").item() == 0
@@ -114,8 +115,8 @@ def test_velocity_weighting_gives_the_error_of_v(timestep):
     def guess(sample, *_):
         return 0.9 * sample
 
-    guessed = guess(noisy_rows(batch, "noisy"))
-    guessed_latents = (noisy_rows(batch, "noisy") - spread * guessed) / signal
+    guessed = guess(noisy_rows(batch, tiny.tiny_plan()))
+    guessed_latents = (noisy_rows(batch, tiny.tiny_plan()) - spread * guessed) / signal
     v, guessed_v = signal * batch.noise - spread * batch.latents, signal * guessed - spread * guessed_latents
     loss = batch_loss(guess, batch, replace(tiny.tiny_plan(), weighting="velocity"))
     torch.testing.assert_close(loss[0], (v - guessed_v).square().mean(), rtol=1e-4, atol=1e-6)
@@ -140,9 +141,9 @@ def test_gates_move_ten_times_faster():
 
 def test_exactly_the_inflation_is_trained_and_all_of_it_moves():
     training = tiny.tiny_training()
-    frozen = {name: p.clone() for name, p in training.model.unet.named_parameters() if "lora" not in name}
+    frozen = {name: p.clone() for name, p in training.network.unet.named_parameters() if "lora" not in name}
     tiny.run_steps(training, [1, 2, 3])
-    now = dict(training.model.unet.named_parameters())
+    now = dict(training.network.unet.named_parameters())
     assert all(torch.equal(now[name], p) for name, p in frozen.items())
     assert tiny.without_gradient(training) == []
 
@@ -190,8 +191,9 @@ def test_the_loss_falls_on_a_clip_that_is_learnt_by_heart():
     still = [replace(clips[0], latents=clips[0].latents[:1].expand(4, -1, -1, -1).contiguous())]
     training = tiny.tiny_training(plan=tiny.tiny_plan(clips_per_step=1), steps=30, average=None)
     before = fixed_noise_loss(training, still)
+    source = partial(batch_for, training.plan, still, no_caption, 1)
     for step in range(1, 31):
-        update(training, still, no_caption, step)
+        update(training, source, step)
     assert fixed_noise_loss(training, still) < 0.8 * before
 
 
@@ -220,7 +222,7 @@ def test_nan_stops_before_the_update_and_names_parameter_and_step():
     before = {name: tensor.clone() for name, tensor in training.inflation.state_dict().items()}
     broken = [replace(clip, latents=clip.latents * float("nan")) for clip in clips]
     with pytest.raises(Diverged, match=r"Step 3 .*loss is nan and the gradient of \S+\.(down|qkv|norm|gamma)"):
-        update(training, broken, no_caption, 3)
+        update(training, partial(batch_for, training.plan, broken, no_caption, 1), 3)
     assert all(torch.equal(before[name], tensor) for name, tensor in training.inflation.state_dict().items())
 
 
@@ -238,10 +240,12 @@ def test_one_poisoned_gradient_stops_before_the_update_and_is_the_one_named(pois
 def test_gradients_are_clipped_to_norm_one_and_the_norm_before_is_reported():
     training = tiny.tiny_training()
     seen = []
-    training.raw_optimizer.register_step_pre_hook(lambda *_: seen.append(gradient_norm(training.inflation)))
+    training.raw_optimizer.register_step_pre_hook(
+        lambda *_: seen.append(gradient_norm(list(training.inflation.parameters())))
+    )
     for parameter in training.inflation.parameters():
         parameter.register_hook(lambda gradient: 1000 * gradient)
-    _, norm = update(training, *tiny.tiny_clips(), 1)
+    norm = update(training, tiny.source_of(training), 1).gradient_norm
     assert norm > 10 and seen == [pytest.approx(1.0, abs=1e-4)]
 
 
@@ -255,8 +259,8 @@ def with_loss_scale(training, scale):
 
 
 def test_a_loss_scale_changes_no_norm_and_is_halved_until_gradients_are_finite():
-    clips, no_caption = tiny.tiny_clips()
-    _, norm = update(tiny.tiny_training(), clips, no_caption, 1)
+    training = tiny.tiny_training()
+    norm = update(training, tiny.source_of(training), 1).gradient_norm
     training = tiny.tiny_training()
     before = {name: tensor.clone() for name, tensor in training.inflation.state_dict().items()}
     scaler = with_loss_scale(training, 4.0)
@@ -265,10 +269,10 @@ def test_a_loss_scale_changes_no_norm_and_is_halved_until_gradients_are_finite()
     assert scaler.get_scale() == 1.0
     assert all(torch.equal(before[name], tensor) for name, tensor in training.inflation.state_dict().items())
     hook.remove()
-    assert update(training, clips, no_caption, 1)[1] == pytest.approx(norm, rel=1e-4)
+    assert update(training, tiny.source_of(training), 1).gradient_norm == pytest.approx(norm, rel=1e-4)
     next(training.inflation.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(Diverged, match="Step 4"):
-        update(training, clips, no_caption, 4)
+        update(training, tiny.source_of(training), 4)
 
 
 def test_one_infinite_gradient_is_named():
@@ -310,7 +314,7 @@ def test_files_in_the_folder_save_and_stop(tmp_path, file, saves, steps):
         if report.step == 2:
             (tmp_path / file).touch()
 
-    finished = train(training, *tiny.tiny_clips(), Requests(tmp_path), after_step)
+    finished = train(training, tiny.source_of(training), Requests(tmp_path), after_step)
     assert saved == saves and len(seen) == steps and finished == (steps == 6)
     assert not (tmp_path / file).exists()
 

@@ -1,6 +1,7 @@
 """A training small enough for tests: `runpy.run_path` gives its functions; as a script it trains in its own process."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
-from stillmotion.trainer.batches import Plan, TrainingClip
+from stillmotion.trainer.batches import Plan, TrainingClip, batch_for
 from stillmotion.trainer.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
 from stillmotion.trainer.export import fresh_inflation
 from stillmotion.trainer.host import InflatedUNet, structure_of
 from stillmotion.trainer.loop import start_training, train, update
+from stillmotion.trainer.objectives import Denoising
 from stillmotion.trainer.optimiser import Schedule
 from stillmotion.trainer.requests import Requests
 
@@ -80,13 +82,17 @@ def tiny_training(*, accumulation=1, batch_size=1, average=0.9, steps=8, plan=No
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     schedule = Schedule(steps, rate, warm_up=2)
-    model = model or tiny_model()
-    return start_training(accelerator, model, plan or tiny_plan(), schedule, batch_size=batch_size, average=average)
+    objective = Denoising(model or tiny_model(), plan or tiny_plan())
+    return start_training(accelerator, objective, schedule, batch_size=batch_size, average=average)
+
+
+def source_of(training):
+    return partial(batch_for, training.plan, *tiny_clips(), training.batch_size)
 
 
 def run_steps(training, steps):
-    clips, no_caption = tiny_clips()
-    return [update(training, clips, no_caption, step)[0] for step in steps]
+    source = source_of(training)
+    return [update(training, source, step).loss for step in steps]
 
 
 def without_gradient(training):
@@ -116,7 +122,7 @@ def train_with_saves(folder, steps=9, every=2):
         print(report.step, flush=True)
 
     with Requests(folder) as requests:
-        train(training, *tiny_clips(), requests, after_step)
+        train(training, source_of(training), requests, after_step)
     if requests.interrupted:
         raise SystemExit(130)
 

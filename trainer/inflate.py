@@ -1,0 +1,162 @@
+"""`python -m trainer inflate`: a set of clips in, a motion file that makes a video model of an image model out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ..networks.config import InflationConfig, Mapping, Resampling, Tokens
+from ..networks.formats.files import read_any_motion_file, read_motion_adapter
+from ..networks.inflation import Inflation
+from ..networks.presets import PRESETS
+from ..networks.sites import Structure
+from .base import load_base
+from .batches import batch_for, batch_from
+from .cache import fingerprint as weights_of
+from .cache import name_of
+from .check import table, usable_clips
+from .export import fresh_inflation
+from .host import structure_of
+from .milestones import Milestones, last_save
+from .objectives import Harivo, Weights, check_middle
+from .options import InflateOptions
+from .processes import make_accelerator, resolved_precision
+from .run import (
+    MEASURED_WITHOUT_HELD_OUT,
+    Encoder,
+    check_objective,
+    go_on,
+    motion_info,
+    network_for,
+    new_training,
+    plan_of,
+    report_estimate,
+    run,
+    run_facts,
+    start_log,
+    write_record,
+)
+from .shards import shards_of
+from .stream import ClipStream, Loader, first_usable, peek
+
+log = logging.getLogger("stillmotion")
+
+LOOKED_AT = 16
+"""So many clips of a set are decoded and shown before training; the others are checked when their turn comes."""
+
+
+def inflate(options: InflateOptions) -> None:
+    """Learns motion in general from a set of captioned clips of any size."""
+    save = last_save(options)
+    options = options.model_copy(update={"precision": resolved_precision(options)})
+    accelerator = make_accelerator(options)
+    shards = shards_of(options.videos, options.caption)
+    reports = peek(shards, LOOKED_AT, options)
+    log.info("%s\nThese are the first of a set in %d parts.", table(reports), len(shards))
+    usable_clips(reports, options.skip_bad)
+
+    log.info("Loading %s …", options.base)
+    base = load_base(options.base)
+    check_objective(options, base)
+    base_hash, structure = weights_of(base.unet), structure_of(base.unet)
+    encoder = Encoder(options, base, accelerator.device)
+    load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of)
+    with accelerator.main_process_first():
+        measured = first_usable(shards, options.held_out or MEASURED_WITHOUT_HELD_OUT, load, options.skip_bad)
+        preview = encoder.preview(measured[0].caption)
+
+    start = starting_inflation(options, structure)
+    if options.contrastive:
+        check_middle(start.config, options.frames)
+    network = network_for(options, base, starting_inflation(options, structure))
+    plan = plan_of(options, accelerator, schedule=options.schedule)
+    training = new_training(options, accelerator, Harivo(network, plan, weights_of_losses(options), options.queue))
+    facts = run_facts(options, accelerator, name_of([shard.stamp() for shard in shards]), base_hash)
+    if save:
+        go_on(training, save, facts)
+    held_out = [clip.name for clip in measured] if options.held_out else []
+    stream = ClipStream(
+        shards,
+        load,
+        seed=options.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        held_out=held_out,
+        skip_bad=options.skip_bad,
+    )
+    if training.positions:
+        stream.skip_to(training.positions[accelerator.process_index])
+    source = partial(batch_from, plan, stream, preview.no_caption, options.batch_size)
+    if training.step < options.steps:
+        report_estimate(options, training, batch_for(plan, measured, preview.no_caption, options.batch_size, 1, 0))
+
+    if accelerator.is_main_process:
+        write_record(options, reports)
+    run_log = start_log(options, training, [shard.name for shard in shards], held_out)
+    info = motion_info(options, training, [clip.caption for clip in measured])
+    milestones = Milestones(training, options, run_log, info, facts, measured, preview, base.vae)
+    run(options, training, source, milestones, start, lambda: stream.position)
+
+
+def inflation_config(options: InflateOptions, structure: Structure) -> InflationConfig:
+    """The preset, with what the options change of it.
+
+    Raises:
+        ValueError: the U-Net has no such levels, or nothing of what an option changes.
+    """
+    config = PRESETS[options.preset](structure, options.frames)
+    if options.halve is not None:
+        config = replace(config, resampling=Resampling(options.halve) if options.halve else None)
+    if options.narrow:
+        if "factorised" not in config.temporal.kinds:
+            raise ValueError(f"--narrow is for Lumiere's convolution blocks, which the preset {options.preset} has not")
+        config = replace(config, temporal=replace(config.temporal, narrow=True))
+    if options.mapping is not None:
+        config = replace(config, mapping=Mapping() if options.mapping else None)
+    if options.tokens is not None:
+        config = replace(config, tokens=Tokens(options.frames) if options.tokens else None)
+    config.check(structure)
+    return config
+
+
+def starting_inflation(options: InflateOptions, structure: Structure) -> Inflation:
+    """The inflation before the first step: new, the same for the same seed, or with weights of another file in it.
+
+    Raises:
+        FileNotFoundError, ValueError: that file cannot be read, or has nothing that could be used.
+    """
+    inflation = fresh_inflation(inflation_config(options, structure), structure, options.seed)
+    if options.warm_start:
+        warm_up(inflation, options.warm_start)
+    return inflation
+
+
+def warm_up(inflation: Inflation, path: Path) -> None:
+    """Puts those tensors of a motion file of any kind into an inflation that it has, too."""
+    info, tensors = read_motion_adapter(path) if path.is_dir() else read_any_motion_file(path)
+    own = inflation.state_dict()
+    used = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    if not used:
+        raise ValueError(
+            f"--warm-start {path} has nothing that this run trains: it holds {', '.join(info.config.to_json())} for a"
+            f" U-Net of {[level.width for level in info.structure.levels]} channels"
+        )
+    inflation.load_state_dict(own | used)
+    log.info(
+        "%d of the %d tensors that train begin as in %s; %d of its %d are not used.",
+        *(len(used), len(own), path, len(tensors) - len(used), len(tensors)),
+    )
+
+
+def weights_of_losses(options: InflateOptions) -> Weights:
+    return Weights(
+        regularisation=options.regularisation,
+        regularise_every=options.regularise_every,
+        detach_image=options.detach_image,
+        trs=options.trs,
+        trs_reduction=options.trs_reduction,
+        contrastive=options.contrastive,
+        ramp=options.ramp,
+    )
