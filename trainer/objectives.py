@@ -126,7 +126,7 @@ class Harivo(Denoising):
     def pair(self, batch: Batch, middle: Tensor) -> tuple[Tensor, Tensor]:
         """Two frames of each clip, at the frame rate of the middle block, as the contrastive loss sees them."""
         clips = middle.unflatten(0, (len(batch.seeds), -1))
-        chosen = [frame_pair(clips.shape[1], torch.Generator().manual_seed(seed)) for seed in batch.seeds]
+        chosen = [frame_pair(clips.shape[1], seed) for seed in batch.seeds]
         projected = self.head(torch.cat([clip[list(pair)] for clip, pair in zip(clips, chosen)]))
         return projected[::2], projected[1::2]
 
