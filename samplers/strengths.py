@@ -1,0 +1,64 @@
+"""Strengths that vary over the levels of a U-Net or over the frames of a clip, as users write them."""
+
+from __future__ import annotations
+
+import re
+
+LARGEST = 10.0
+KEYFRAME = re.compile(r"""["']?([0-9]{1,6})["']?\s*:\s*(.+)""")
+"""Quotes around the frame and brackets around the factor are how prompt schedules are written."""
+
+
+def parse_levels(text: str) -> tuple[float, ...]:
+    """Factors of the levels of a U-Net, finest first, of "1, 1, 0.5, 0"; () of an empty text.
+
+    Raises:
+        ValueError: something between two commas is no number from 0 to 10.
+    """
+    if not text.strip():
+        return ()
+    return tuple(_factor(part, "level_strengths", '"1, 1, 0.5, 0" or one number') for part in text.split(","))
+
+
+def levels_for(factors: tuple[float, ...], levels: int) -> tuple[float, ...]:
+    """A factor for each of so many levels, where one may stand for all; () of none.
+
+    Raises:
+        ValueError: there are others than one for each level.
+    """
+    if len(factors) not in (0, 1, levels):
+        raise ValueError(
+            f"level_strengths has {len(factors)} factors; this model has {levels} levels: give one for each, finest"
+            " first, or a single one for all."
+        )
+    return factors * levels if len(factors) == 1 else factors
+
+
+def parse_keyframes(text: str) -> tuple[tuple[int, float], ...]:
+    """Frames with their factors, in rising order, of "0: 1.0, 8: 0.5, 15: 1.2"; () of an empty text.
+
+    Line breaks may stand in the place of commas, or beside them.
+
+    Raises:
+        ValueError: a part is no `frame: factor`, or a frame is there twice.
+    """
+    keyframes: dict[int, float] = {}
+    for part in filter(None, map(str.strip, re.split("[,\n]", text))):
+        found = KEYFRAME.fullmatch(part)
+        if not found:
+            raise ValueError(f'keyframes has {part!r}; write frame: factor, for example "0: 1.0, 8: 0.5".')
+        frame = int(found[1])
+        if frame in keyframes:
+            raise ValueError(f"keyframes has frame {frame} twice; give each frame one factor.")
+        keyframes[frame] = _factor(found[2].strip("()\"' "), "keyframes", '"0: 1.0, 8: 0.5"')
+    return tuple(sorted(keyframes.items()))
+
+
+def _factor(text: str, name: str, example: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} has {text.strip()!r}; write numbers from 0 to {LARGEST:g}, for example {example}.")
+    return value
