@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..networks.inflation import Inflation
-from ..networks.motion_file import read_motion_file
+from ..networks.motion_file import read_motion_file, read_motion_info
 from ..samplers.factors import mean_frame_difference, x_t_slice
 from .base import Base, encode_captions
 from .host import InflatedUNet, structure_of
@@ -70,5 +70,7 @@ def sample_with(
     device = base.unet.device
     text, no_caption = encode_captions(base, [caption, ""]).to(device)
     noise = starting_noise(seed, frames, (size[0] // 8, size[1] // 8)).to(device)
-    latents = sample_clip(load_motion(base, motion), text, no_caption, noise, steps=steps, guidance=guidance)
+    schedule = "scaled_linear" if motion is None else read_motion_info(motion).schedule
+    sampling = {"steps": steps, "guidance": guidance, "schedule": schedule}
+    latents = sample_clip(load_motion(base, motion), text, no_caption, noise, **sampling)
     return Sample(name, latents, decode_clip(base.vae, latents))

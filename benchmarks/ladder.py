@@ -1,0 +1,116 @@
+"""How near to a set of clips the samples of several motion files are, one motion file a rung.
+
+    python benchmarks/ladder.py --base toy.safetensors --videos runs/drawn --motions a.safetensors b.safetensors --mg
+
+Samples clips of the set's own captions, the same noise for every file, and prints for each file
+    distance    Fréchet distance to the clips of the set, of what the base's own U-Net has of a clip in its middle
+                block: the mean over frames, and the mean change from frame to frame, in the first `--dimensions`
+                principal directions of the set. It is no FVD, and compares with nothing but itself.
+    difference  of neighbouring latent frames, mean absolute: motion and flicker together
+    jitter      second differences over first ones: 1.73 where frames have nothing to do with each other, towards 0
+                where they move evenly
+With --mg a last rung samples the last file with mitigating gradients. Writes a contact sheet into --output.
+"""
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from mg_sweep import jitter, sample
+from stillmotion.networks.clip import Clip
+from stillmotion.samplers.factors import mean_frame_difference
+from stillmotion.samplers.mitigating_gradient import Mitigation
+from stillmotion.trainer.base import encode_captions, encode_frames, load_base
+from stillmotion.trainer.cache import to_network
+from stillmotion.trainer.clips import decode, find_clips, fit
+from stillmotion.trainer.compare import load_motion
+from stillmotion.trainer.config import parse_size
+from stillmotion.trainer.host import InflatedUNet
+from stillmotion.trainer.pictures import contact_sheet
+from stillmotion.trainer.previews import decode_clip
+from stillmotion.trainer.sample import starting_noise
+
+OFF = Mitigation(alpha=0)
+
+
+def frechet(a, b):
+    """|mu_a - mu_b|² + tr(A + B - 2 (A B)^(1/2)) of the Gaussians that features (samples, dimensions) suggest."""
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    cov_a, cov_b = (torch.cov(x.T) for x in (a, b))
+    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
+    return (means + cov_a.trace() + cov_b.trace() - 2 * root).item()
+
+
+def features(network, latents, no_caption):
+    """Of one clip, (2 * channels,): the middle block's output at a low noise level, without a caption."""
+    frames = len(latents)
+    text, times = no_caption.expand(frames, -1, -1), torch.full((frames,), 100)
+    middle = network.observe(latents, times, text, Clip.of(frames), None, []).middle.mean((2, 3))
+    return torch.cat([middle.mean(0), middle.diff(dim=0).abs().mean(0)]).double()
+
+
+def project(real, count):
+    """Centres features on those of the set and turns them into its principal directions, each of variance 1."""
+    mean = real.mean(0)
+    _, scales, directions = torch.linalg.svd(real - mean, full_matrices=False)
+    spread = scales[:count] / (len(real) - 1) ** 0.5
+    return lambda x: (x - mean) @ directions[:count].T / spread
+
+
+def real_clips(base, options):
+    """Captions and latents of clips of the set."""
+    for source in find_clips(options.videos)[: options.samples]:
+        frames = fit(decode(source, options.fps, frames=options.frames).frames, options.size)
+        yield source.caption, encode_frames(base.vae, to_network(frames))
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--videos", type=Path, required=True)
+    parser.add_argument("--motions", type=Path, nargs="+", required=True)
+    parser.add_argument("--mg", action="store_true", help="the last file once more, with mitigating gradients")
+    parser.add_argument("--alpha", type=float, default=40, help="strength of these, default 40")
+    parser.add_argument("--size", type=parse_size, default=(64, 64), help="width x height, default 64x64")
+    parser.add_argument("--frames", type=int, default=16, help="default 16")
+    parser.add_argument("--fps", type=float, default=8, help="default 8")
+    parser.add_argument("--samples", type=int, default=24, help="clips of each, default 24")
+    parser.add_argument("--steps", type=int, default=12, help="default 12")
+    parser.add_argument("--guidance", type=float, default=4, help="default 4")
+    parser.add_argument("--dimensions", type=int, default=8, help="default 8")
+    parser.add_argument("--output", type=Path, default=Path("runs/ladder"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    base = load_base(options.base)
+    judge, no_caption = InflatedUNet(base.unet), encode_captions(base, [""])
+    captions, real = zip(*real_clips(base, options))
+    real_features = torch.stack([features(judge, clip, no_caption) for clip in real])
+    to_principal = project(real_features, options.dimensions)
+    rungs = [(path.stem, path, OFF) for path in options.motions]
+    rungs += [(f"{options.motions[-1].stem} + MG", options.motions[-1], Mitigation(options.alpha))] * options.mg
+    print(f"{'':28}  distance  difference  jitter")
+    print(row(SimpleNamespace(name="clips of the set", distance=0.0, clips=real)), flush=True)
+    sheet = [("of the set", decode_clip(base.vae, real[0]))]
+    cells = options.size[0] // 8, options.size[1] // 8
+    for name, path, how in rungs:
+        model, clips = load_motion(base, path), []
+        for seed, caption in enumerate(captions):
+            text, noise = encode_captions(base, [caption, ""]), starting_noise(seed, options.frames, cells)
+            clips.append(sample(model, text, noise, how, options.guidance, options.guidance, options.steps))
+        found = torch.stack([features(judge, clip, no_caption) for clip in clips])
+        distance = frechet(to_principal(found), to_principal(real_features))
+        print(row(SimpleNamespace(name=name, distance=distance, clips=clips)), flush=True)
+        sheet += [(f"{name}\n{captions[i]}", decode_clip(base.vae, clips[i])) for i in (0, 1)]
+    contact_sheet(sheet, options.output / "sheet.png")
+    print(options.output / "sheet.png")
+
+
+def row(rung):
+    difference, rough = (sum(map(measure, rung.clips)) / len(rung.clips) for measure in (mean_frame_difference, jitter))
+    return f"{rung.name:28}  {rung.distance:8.2f}  {difference:10.3f}  {rough:6.2f}"
+
+
+if __name__ == "__main__":
+    main()
