@@ -1,11 +1,13 @@
 """Upscales a clip with the model that made it: the frames are enlarged, and sampled again on windows of the clip.
 
-Only the latents and one window are ever in the model's memory; pixels pass by a few frames at a time.
+Only the latents and one window are ever in the model's memory; pixels pass by a few frames at a time. A video VAE
+encodes the clip as a whole, a long one in overlapping pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import comfy.model_management
 import comfy.sample
@@ -24,6 +26,9 @@ from .windows import window_inputs
 CHUNK = 8
 """Frames that are enlarged and encoded, or decoded, at a time."""
 
+PIECE, SHARED = 64, 8
+"""Frames that a video VAE sees at a time, and how many of these it has seen before: what the host's own nodes take."""
+
 
 def check_image(image: Tensor) -> None:
     """Raises ValueError where IMAGE is no clip of colour pictures."""
@@ -33,18 +38,35 @@ def check_image(image: Tensor) -> None:
 
 
 def check_family(model, vae) -> None:
-    """Raises ValueError where the latents of MODEL have an axis of time, or are not those of VAE."""
-    latent_format = model.get_model_object("latent_format")
-    if vae.latent_dim != 2 or latent_format.latent_dimensions != 2:
+    """Raises ValueError where the latents of MODEL are not those of VAE, or neither pictures nor videos."""
+    ours = model.get_model_object("latent_format")
+    made, taken = (vae.latent_dim, vae.latent_channels), (ours.latent_dimensions, ours.latent_channels)
+    if made != taken:
         raise ValueError(
-            "This node is for image models with a motion; a video model encodes the clip as a whole: enlarge the frames"
-            " (Upscale Image), then VAE Encode, Temporal Windows and KSampler with denoise below 1."
+            f"This VAE makes {kind_of(*made)}, this model takes {kind_of(*taken)}: use the VAE of the model's family."
         )
-    if vae.latent_channels != latent_format.latent_channels:
-        raise ValueError(
-            f"This VAE makes latents of {vae.latent_channels} channels, this model takes"
-            f" {latent_format.latent_channels}: use the VAE of the model's family."
-        )
+    if vae.latent_dim not in KINDS or vae.not_video:
+        raise ValueError("This node is for models of pictures that move and for video models; this one is neither.")
+
+
+KINDS = {2: "latents of pictures", 3: "latents of videos"}
+
+
+def kind_of(dimensions: int, channels: int) -> str:
+    return f"{KINDS.get(dimensions, 'other latents')} with {channels} channels"
+
+
+def whole_frames(vae, frames: int) -> int:
+    """As many frames, or the few more that a video VAE needs to leave none out: 1, 5, 9 … for most."""
+    if vae.latent_dim == 2:
+        return frames
+    to_latent, to_pixels = vae.downscale_ratio[0], vae.upscale_ratio[0]
+    return next(n for n in count(frames) if to_pixels(to_latent(n)) == n)
+
+
+def latent_frames(vae, frames: int) -> int:
+    """How many frames the latent of so many frames has."""
+    return frames if vae.latent_dim == 2 else vae.downscale_ratio[0](whole_frames(vae, frames))
 
 
 def scaled_side(pixels: int, scale: float, multiple: int) -> int:
@@ -68,18 +90,47 @@ def enlarge(frames: Tensor, height: int, width: int, method: str, upscale_model=
 
 
 def encode(vae, frames: Tensor, tile: int) -> Tensor:
-    """Latents of frames, in tiles where a side is longer than `tile` pixels."""
-    if max(frames.shape[1:3]) <= tile:
+    """Latents of frames, in tiles where a side is longer than `tile` pixels, or a video longer than a piece."""
+    is_long = vae.latent_dim == 3 and len(frames) > PIECE
+    if not is_long and max(frames.shape[1:3]) <= tile:
         return vae.encode(frames)
-    return vae.encode_tiled(frames, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    pieces = {"tile_t": PIECE, "overlap_t": SHARED} if vae.latent_dim == 3 else {}
+    return vae.encode_tiled(frames, tile_x=tile, tile_y=tile, overlap=tile // 8, **pieces)
 
 
 def decode(vae, latents: Tensor, tile: int) -> Tensor:
-    """The inverse of `encode`."""
-    tile //= vae.spacial_compression_encode()
-    if max(latents.shape[2:]) <= tile:
-        return vae.decode(latents)
-    return vae.decode_tiled(latents, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    """The inverse of `encode`: frames (frames, height, width, 3)."""
+    tile, pieces = tile // vae.spacial_compression_encode(), {}
+    if vae.latent_dim == 3:
+        step = vae.temporal_compression_decode()
+        pieces = {"tile_t": PIECE // step, "overlap_t": max(1, SHARED // step)}
+    is_long = vae.latent_dim == 3 and latents.shape[2] > pieces["tile_t"]
+    if not is_long and max(latents.shape[-2:]) <= tile:
+        frames = vae.decode(latents)
+    else:
+        frames = vae.decode_tiled(latents, tile_x=tile, tile_y=tile, overlap=tile // 8, **pieces)
+    return frames.flatten(0, -4)
+
+
+def encoded(vae, parts: Iterator[Tensor], frames: int, tile: int) -> Tensor:
+    """Latents of a clip that comes a few frames at a time; a video VAE gets all, and the last again where it must."""
+    if vae.latent_dim == 2:
+        return torch.cat([encode(vae, pixels, tile) for pixels in parts])
+    pixels = [*parts]
+    again = pixels[-1][-1:].expand(whole_frames(vae, frames) - frames, -1, -1, -1)
+    return encode(vae, torch.cat([*pixels, again]), tile)
+
+
+def decoded(vae, latents: Tensor, shape: tuple[int, int, int], tile: int, bar) -> Tensor:
+    """The clip (frames, height, width, 3) of latents; `shape` without the colours."""
+    out = torch.empty(*shape, 3)
+    if vae.latent_dim == 3:
+        out[:] = decode(vae, latents, tile)[: len(out)]
+        bar.update(len(out))
+        return out
+    for part in chunks(len(out), bar):
+        out[part] = decode(vae, latents[part], tile)
+    return out
 
 
 def chunks(frames: int, bar) -> Iterator[slice]:
@@ -201,13 +252,14 @@ class MultiDiffusionUpscale(io.ComfyNode):
         check_image(image)
         check_family(model, vae)
         model = sampled_on_windows(model, window, overlap, fuse)
-        frames, windows = len(image), window_count(len(image), window, overlap)
+        frames = len(image)
+        windows = window_count(latent_frames(vae, frames), window, overlap)
         height, width = (scaled_side(side, scale, vae.spacial_compression_encode()) for side in image.shape[1:3])
         bar = comfy.utils.ProgressBar(2 * frames + steps * windows)
 
         parts = chunks(frames, bar)
         larger = (enlarge(image[part], height, width, resize, upscale_model) for part in parts)
-        latents = torch.cat([encode(vae, pixels, vae_tile) for pixels in larger])
+        latents = encoded(vae, larger, frames, vae_tile)
 
         model, callback = with_progress(model, bar, windows)
         noise = comfy.sample.prepare_noise(latents, seed)
@@ -217,7 +269,4 @@ class MultiDiffusionUpscale(io.ComfyNode):
             model, noise, *settings, latents, denoise=denoise, callback=callback, disable_pbar=quiet, seed=seed
         )
 
-        out = torch.empty(frames, height, width, 3)
-        for part in chunks(frames, bar):
-            out[part] = decode(vae, latents[part], vae_tile)
-        return io.NodeOutput(out)
+        return io.NodeOutput(decoded(vae, latents, (frames, height, width), vae_tile, bar))

@@ -71,6 +71,32 @@ def small_model():
     return make
 
 
+WAN = {"dim": 48, "ffn_dim": 64, "freq_dim": 32, "text_dim": 16, "num_heads": 2, "num_layers": 2, "text_len": 8}
+
+
+@pytest.fixture
+def video_model(comfyui):
+    """Makes a MODEL of one of ComfyUI's video architectures, small and random."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+    import torch
+
+    def make(kind, base, **sizes):
+        config = getattr(comfy.supported_models, kind)({**sizes, "dtype": torch.float32})
+        config.set_inference_dtype(torch.float32, None)
+        model = getattr(comfy.model_base, base)(config, device="cpu")
+        randomise(model.diffusion_model)
+        return comfy.model_patcher.ModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def wan(video_model):
+    return video_model("WAN21_T2V", "WAN21", image_model="wan2.1", model_type="t2v", in_dim=16, out_dim=16, **WAN)
+
+
 @pytest.fixture
 def small_unet():
     """Makes a bare random U-Net of a family's shape."""

@@ -92,6 +92,24 @@ def test_hardly_any_denoising_is_ksamplers_too(small_model, sample, clip, denois
     )
 
 
+def test_an_edit_of_nothing_is_the_clip_and_an_edit_of_all_a_new_one(small_model, wan, sample, clip):
+    """T6.4. Where a diffusion model begins there is still a little of the clip under the noise, as on every host."""
+    model = small_model()
+    assert torch.equal(sample(model, clip, denoise=0.0)["samples"], clip["samples"])
+    edits = [sample(model, clip, OFF, denoise=strength)["samples"] for strength in (0.02, 0.1, 0.4, 1.0)]
+    far = [(edit - clip["samples"]).norm().item() for edit in edits]
+    assert far == sorted(far) and far[0] < 0.05 * far[-1]
+
+    noise, most = torch.randn(FRAMES, 4, 8, 6), model.model.model_sampling.sigma_max.item()
+    left = model.model.latent_format.scale_factor * clip["samples"] / math.sqrt(1 + most**2)
+    new = sample(model, {"samples": torch.zeros(FRAMES, 4, 8, 6)}, OFF, noise=Given(noise + left))["samples"]
+    edit = sample(model, clip, OFF, noise=Given(noise))["samples"]
+    torch.testing.assert_close(edit, new, rtol=1e-3, atol=1e-3)
+
+    video, empty = still(1, 16, FRAMES, 6, 8), {"samples": torch.zeros(1, 16, FRAMES, 6, 8)}
+    assert torch.equal(*(sample(wan, latent, OFF, **VIDEO_PROMPTS)["samples"] for latent in (video, empty)))
+
+
 def test_a_connected_noise_takes_the_place_of_the_seed(small_model, sample, clip):
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
@@ -284,7 +302,6 @@ def test_progress_and_previews_are_those_of_the_host(small_model, sample, clip, 
     assert told == [(step, 3, ("JPEG", (FRAMES, 4, 8, 6))) for step in (1, 2, 3)]
 
 
-WAN = {"dim": 48, "ffn_dim": 64, "freq_dim": 32, "text_dim": 16, "num_heads": 2, "num_layers": 2, "text_len": 8}
 LTX = {
     "cross_attention_dim": 24,
     "audio_cross_attention_dim": 16,
@@ -295,30 +312,6 @@ LTX = {
     "caption_channels": 10,
     "num_layers": 1,
 }
-
-
-@pytest.fixture
-def video_model(comfyui):
-    """Makes a MODEL of one of ComfyUI's video architectures, small and random."""
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    def make(kind, base, **sizes):
-        config = getattr(comfy.supported_models, kind)({**sizes, "dtype": torch.float32})
-        config.set_inference_dtype(torch.float32, None)
-        model = getattr(comfy.model_base, base)(config, device="cpu")
-        for name, parameter in model.diffusion_model.named_parameters():
-            torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.08)
-        model.requires_grad_(False)
-        return comfy.model_patcher.ModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu"))
-
-    return make
-
-
-@pytest.fixture
-def wan(video_model):
-    return video_model("WAN21_T2V", "WAN21", image_model="wan2.1", model_type="t2v", in_dim=16, out_dim=16, **WAN)
 
 
 @pytest.fixture

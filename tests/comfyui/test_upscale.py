@@ -38,7 +38,7 @@ def clip(frames=FRAMES, height=24, width=40):
 class Mean:
     """A VAE without weights: a latent is the mean of 8 x 8 pixels, and their sum in the fourth channel."""
 
-    latent_dim, latent_channels = 2, 4
+    latent_dim, latent_channels, not_video = 2, 4, False
 
     def __init__(self):
         self.calls = []
@@ -290,15 +290,82 @@ def test_an_image_that_is_no_clip_of_colour_pictures_is_refused(node, small_mode
         node(small_model(), Mean(), image)
 
 
-def test_a_vae_of_another_family_is_refused_before_anything_runs(node, small_model):
-    vae = Mean()
+def test_a_vae_of_another_family_is_refused_before_anything_runs(node, small_model, wan):
+    vae, theirs = Mean(), "latents of pictures with 4 channels, this model takes latents of videos with 16 channels"
+    with pytest.raises(ValueError, match=f"makes {theirs}: use the VAE of"):
+        node(wan, vae, clip())
     vae.latent_channels = 16
-    with pytest.raises(ValueError, match="makes latents of 16 channels, this model takes 4: use the VAE of"):
+    with pytest.raises(ValueError, match="of pictures with 16 channels, this model takes latents of pictures with 4"):
         node(small_model(), vae, clip())
-    vae.latent_dim = 3
-    with pytest.raises(ValueError, match="for image models with a motion; a video model encodes the clip as a whole"):
-        node(small_model(), vae, clip())
+    vae.latent_dim, vae.not_video = 3, True
+    with pytest.raises(ValueError, match="of pictures that move and for video models; this one is neither"):
+        node(wan, vae, clip())
     assert not vae.calls
+
+
+@pytest.fixture
+def video_vae(comfyui):
+    """The host's VAE around a small random one of Wan's."""
+    import comfy.sd
+    from comfy.ldm.wan.vae import WanVAE
+
+    halved = [False, True, True]
+    net = WanVAE(4, 16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=halved)
+    for name, parameter in net.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("gamma" in name), std=0.2 if parameter.ndim > 1 else 0.02)
+    return comfy.sd.VAE(sd=net.state_dict())
+
+
+def video_prompts():
+    generator = torch.Generator().manual_seed(0)
+    return {name: [[torch.randn(1, 8, 16, generator=generator), {}]] for name in ("positive", "negative")}
+
+
+@pytest.mark.parametrize(("frames", "whole"), [(7, 9), (9, 9), (1, 1)])
+def test_a_video_model_makes_what_the_hosts_own_nodes_make(pack, wan, video_vae, frames, whole):
+    """Windows count frames of the latent; of a clip that its VAE would cut, the last frame is repeated."""
+    from stillmotion.nodes.windowing import sampled_on_windows
+
+    import nodes
+
+    prompts, image = video_prompts(), clip(frames)
+    (larger,) = nodes.ImageScale().upscale(image, "bicubic", 80, 48, "disabled")
+    larger = torch.cat([larger, larger[-1:].expand(whole - frames, -1, -1, -1)]).clamp(0, 1)
+    plan = {"steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 0.5}
+    with torch.inference_mode():
+        (latent,) = nodes.VAEEncode().encode(video_vae, larger)
+        assert latent["samples"].shape == (1, 16, (whole + 3) // 4, 6, 10)
+        windows = sampled_on_windows(wan, 2, 1, "pyramid")
+        (latent,) = nodes.KSampler().sample(windows, 3, latent_image=latent, **prompts, **plan)
+        (expected,) = nodes.VAEDecode().decode(video_vae, latent)
+        node = pack["StillmotionMultiDiffusionUpscale"]
+        run = getattr(node.PREPARE_CLASS_CLONE(None), node.FUNCTION)
+        settings = {"scale": 2.0, "resize": "bicubic", "window": 2, "overlap": 1, "fuse": "pyramid", "vae_tile": 1024}
+        got = run(model=wan, vae=video_vae, image=image, seed=3, **settings, **prompts, **plan).args[0]
+    torch.testing.assert_close(got, expected[:frames], rtol=0, atol=1e-4)
+    assert got.shape == (frames, 48, 80, 3) and got.std() > 0.01
+    assert frames == 1 or (got[1:] - got[:-1]).abs().mean() > 1e-3
+
+
+def test_a_long_video_passes_its_vae_in_pieces(video_vae):
+    """Each of 64 frames, 8 of them seen before; here to the end of the second."""
+    from stillmotion.nodes.upscale import decode, encode, whole_frames
+
+    assert [whole_frames(video_vae, n) for n in (1, 2, 5, 64, 97)] == [1, 5, 5, 65, 97]
+    seen, frames = [], clip(97, 16, 24)
+    for name in ("encode", "decode"):
+        own = getattr(video_vae.first_stage_model, name)
+        setattr(video_vae.first_stage_model, name, lambda x, own=own: seen.append(tuple(x.shape[2:])) or own(x))
+    with torch.inference_mode():
+        latents = encode(video_vae, frames, 1024)
+        assert latents.shape == (1, 16, 25, 2, 3) and {shape[1:] for shape in seen} == {(16, 24)}
+        assert len(seen) > 1 and max(shape[0] for shape in seen) <= 65
+        seen.clear()
+        assert decode(video_vae, latents, 1024).shape == frames.shape
+        assert len(seen) > 1 and max(shape[0] for shape in seen) <= 16
+        seen.clear()
+        encode(video_vae, clip(5, 16, 24), 16)
+        assert len(seen) > 1 and {shape[0] for shape in seen} == {5}, "tiles of wide frames"
 
 
 def test_windows_that_cannot_be_are_refused_before_anything_runs(node, small_model):
