@@ -10,6 +10,8 @@ and it cuts the conditions of video models, whose layouts it knows. What is not 
   has fewer rows than the clip has frames, it begins with the first row again in every window;
 * the time of a step: it cuts it by frames where its rows are clips, and looks it up in the schedule, which in some
   versions fails within a step of a sampler of second order;
+* the frame before a window: newer versions show it to the model and drop it, so that no frame in the midst of a video
+  is taken for its first. Here that is done in all versions, and for videos alone: image models have no such place;
 * the ids of conditions: what a cache (EasyCache) holds for one window must not answer for another.
 
 Nothing that other runs see is changed: a step works on copies of the handler, of the options and of ControlNets.
@@ -56,9 +58,18 @@ def frame_axis(shape) -> int:
     if len(shape) not in (4, 5):
         raise ValueError(
             "Temporal Windows need a latent of shape (frames, channels, height, width) or (clips, channels, frames,"
-            f" height, width); this one is {tuple(shape)}."
+            f" height, width); this one is {tuple(shape)}. Videos with sound have no such shape."
         )
     return 0 if len(shape) == 4 else 2
+
+
+def frames_before(axis: int) -> int:
+    """How many frames before a window the model is shown, and makes in vain.
+
+    A video model takes the first frame of a latent for the first of a video, which holds one frame of pixels where the
+    others hold several: that place must not be a window's own.
+    """
+    return int(axis == 2)
 
 
 def outer_sample(executor, noise, *args, **kwargs):
@@ -83,7 +94,7 @@ def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
     handler = model.model_options.get("context_handler")
     if isinstance(handler, WindowHandler):
         axis, noise_shape = frame_axis(noise_shape), list(noise_shape)
-        noise_shape[axis] = min(noise_shape[axis], handler.context_length)
+        noise_shape[axis] = min(noise_shape[axis], handler.context_length + frames_before(axis))
     return executor(model, noise_shape, *args, **kwargs)
 
 
@@ -105,13 +116,16 @@ class WindowHandler(core.IndexListContextHandler):
         means, totals = [torch.zeros_like(x_in) for _ in conds], [[0.0] * frames for _ in conds]
         for window in windows_of(frames, self.context_length, self.context_overlap):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            inputs = step._inputs(window, conds, x_in, timestep, model_options)
+            shown = range(max(0, window.start - frames_before(step.dim)), window.stop)
+            inputs = step._inputs(shown, conds, x_in, timestep, model_options)
             weights = self.weights(window, frames, self.context_overlap)
             for mean, total, prediction in zip(means, totals, calc_cond_batch(model, *inputs)):
+                prediction = prediction.narrow(step.dim, len(shown) - len(window), len(window))
                 fuse_in(mean, total, prediction, window, weights, step.dim)
         return means
 
     def _inputs(self, window: range, conds, x_in, timestep, model_options):
+        """What the model is given for these frames."""
         frames, told = x_in.size(self.dim), {}
         told["context_window"] = core.IndexListContextWindow(list(window), dim=self.dim, total_frames=frames)
         if self.dim == 0:

@@ -46,8 +46,8 @@ def motion(tmp_path):
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
     from stillmotion.nodes import host
 
-    def attach(model, frames_per_clip=0):
-        config, structure = InflationConfig(Temporal(), Frames(), Memory()), host.structure_of(model)
+    def attach(model, frames_per_clip=0, **parts):
+        config, structure = InflationConfig(Temporal(), Frames(), Memory(), **parts), host.structure_of(model)
         torch.manual_seed(0)
         inflation = Inflation(config, structure)
         for name, parameter in inflation.named_parameters():
@@ -302,8 +302,23 @@ def test_the_clips_of_a_video_model(model):
     """Its latents are (clips, channels, frames, height, width), and its times and prompts are of clips."""
     assert_windows_change_nothing(model, video(), condition(1, rows=2), sampler="dpm_2")
     told = [list(options["context_window"].index_list) for options in model.seen if "context_window" in options]
-    assert told[:5] == [list(w) for w in windows_of(FRAMES, 4, 2)]
+    assert told[:5] == [list(range(max(0, w.start - 1), w.stop)) for w in windows_of(FRAMES, 4, 2)]
     assert not any("ad_params" in options for options in model.seen)  # whose frames are rows
+
+
+@pytest.mark.parametrize("fuse_name", sorted(FUSES))
+def test_a_video_architecture_of_the_host_sees_windows_and_the_frame_before_each(wan, fuse_name):
+    """Wan, small and random. One step to the end is its prediction, for windows that begin one frame earlier."""
+    windows, start = windows_of(FRAMES, 4, 2), video(channels=16)
+    prompts = [[[torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(seed)), {}]] for seed in (1, 2)]
+    shown = [range(max(0, w.start - 1), w.stop) for w in windows]
+    alone = [sample(wan, start[:, :, list(part)], *prompts, steps=1) for part in shown]
+    own = [prediction[:, :, len(part) - 4 :] for prediction, part in zip(alone, shown)]
+    weights = [FUSES[fuse_name](w, FRAMES, 2) for w in windows]
+    got = sample(windowed(wan, fuse=fuse_name), start, *prompts, steps=1)
+    torch.testing.assert_close(got, fuse(own, windows, weights, FRAMES, dim=2), rtol=1e-4, atol=1e-4)
+    whole = sample(wan, start, *prompts, steps=1)
+    assert (got - whole).abs().max() > 0.01 and not torch.equal(own[1], alone[1][:, :, :4])
 
 
 def test_the_conditions_of_a_video_model_travel_with_their_window(model):
@@ -451,15 +466,16 @@ def test_the_memory_estimate_is_that_of_a_window(small_model, motion):
     """Our layers' share comes on top, whichever was attached first."""
     from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-    def asked(model):
+    def asked(model, shape=(FRAMES, 4, 8, 6)):
         wrappers = model.get_all_wrappers(WrappersMP.PREPARE_SAMPLING)
         executor = WrapperExecutor.new_executor(lambda model, shape, *args, **kwargs: list(shape), wrappers)
-        return executor.execute(model, (FRAMES, 4, 8, 6), {}, model_options=model.model_options)
+        return executor.execute(model, shape, {}, model_options=model.model_options)
 
     model = small_model()
     assert asked(windowed(model)) == [4, 4, 8, 6] and asked(model) == [FRAMES, 4, 8, 6]
     both = [asked(windowed(motion(model))), asked(motion(windowed(model)))]
     assert both[0] == both[1] and 4 < both[0][0] < FRAMES
+    assert asked(windowed(model), (2, 4, FRAMES, 8, 6)) == [2, 4, 5, 8, 6]
 
 
 def test_the_node(pack, small_model):
