@@ -1,13 +1,16 @@
-"""A motion module in AnimateDiff's names computes here what AnimateDiff's own code does, written out as formulas."""
+"""A motion module in AnimateDiff's names computes here what AnimateDiff's own code does, written out as formulas, and
+what diffusers' block does."""
 
 import math
 
 import pytest
 import torch
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from stillmotion.networks.formats.animatediff import from_animatediff
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.formats.motion_adapter import from_motion_adapter, to_motion_adapter
 from stillmotion.networks.inflation import Inflation
+from torch import nn
 
 CHANNELS, FRAMES, HEADS = 32, 7, 8
 BLOCK = "temporal_transformer.transformer_blocks.0"
@@ -78,20 +81,63 @@ def sines(frames, channels):
     return torch.tensor([[one(f, c) for c in range(channels)] for f in range(frames)], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("norm_scope", ["frame", "clip"])
-@torch.no_grad()
-def test_our_blocks_compute_what_the_formulas_say(norm_scope):
-    modules = {place: module() for place in PLACES}
+def as_inflation(modules, norm_scope):
+    """The inflation that a file of these modules is, and their tensors in diffusers' names."""
     info, tensors = from_animatediff({f"{p}.{name}": t for p, made in modules.items() for name, t in made.items()})
+    adapter = to_motion_adapter(info, tensors)[1]
     if norm_scope == "clip":  # the same weights as diffusers would run them
-        info, tensors = from_motion_adapter(to_motion_adapter(info, tensors)[1])
+        info, tensors = from_motion_adapter(adapter)
     assert info.structure == sd15_like([CHANNELS], [1]) and info.config.temporal.norm_scope == norm_scope
     inflation = Inflation(info.config, info.structure).double()
     inflation.load_state_dict(tensors)
-    x = torch.randn(2 * FRAMES, CHANNELS, 3, 4, dtype=torch.float64) * torch.rand(2 * FRAMES, 1, 1, 1) * 4
+    return inflation, adapter
+
+
+def clips():
+    """Two clips whose frames differ in scale, so that a norm of the clip is not one of each frame."""
+    return torch.randn(2 * FRAMES, CHANNELS, 3, 4, dtype=torch.float64) * torch.rand(2 * FRAMES, 1, 1, 1) * 4
+
+
+@pytest.mark.parametrize("norm_scope", ["frame", "clip"])
+@torch.no_grad()
+def test_our_blocks_compute_what_the_formulas_say(norm_scope):
+    modules, x = {place: module() for place in PLACES}, clips()
+    inflation, _ = as_inflation(modules, norm_scope)
     for place, site in zip(PLACES, SITES):
         p = {name: tensor.double() for name, tensor in modules[place].items()}
         expected = torch.cat([animatediff(p, clip, norm_scope) for clip in x.split(FRAMES)])
         torch.testing.assert_close(inflation.at(site, "attention")(x, FRAMES), expected, rtol=0, atol=1e-5)
         other = torch.cat([animatediff(p, clip, {"frame": "clip", "clip": "frame"}[norm_scope]) for clip in x.split(7)])
         assert (other - expected).abs().max() > 0.1
+
+
+class NormOfEachFrame(nn.Module):
+    """AnimateDiff's scope in diffusers' block, whose norm gets `(clips, channels, frames, height, width)`."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, clips):
+        return torch.stack([self.norm(frames) for frames in clips.unbind(2)], dim=2)
+
+
+def diffusers_block(adapter, place, norm_scope):
+    """Their block with every tensor of one place but the positions, which it computes itself."""
+    tensors = {name.removeprefix(f"{place}."): t for name, t in adapter.items() if name.startswith(f"{place}.")}
+    table = "transformer_blocks.0.pos_embed.pe"
+    positions = {"positional_embeddings": "sinusoidal", "num_positional_embeddings": tensors.pop(table).shape[1]}
+    block = AnimateDiffTransformer3D(HEADS, CHANNELS // HEADS, CHANNELS, **positions)
+    assert block.load_state_dict(tensors, strict=False) == ([table], [])
+    block.norm = NormOfEachFrame(block.norm) if norm_scope == "frame" else block.norm
+    return block.double().eval()
+
+
+@pytest.mark.parametrize("norm_scope", ["frame", "clip"])
+@torch.no_grad()
+def test_our_blocks_compute_what_diffusers_does_with_the_same_tensors(norm_scope):
+    inflation, adapter = as_inflation({place: module() for place in PLACES}, norm_scope)
+    x = clips()
+    for place, site in zip(PLACES, SITES):
+        added = diffusers_block(adapter, place, norm_scope)(x, num_frames=FRAMES) - x
+        torch.testing.assert_close(inflation.at(site, "attention")(x, FRAMES), added, rtol=0, atol=1e-5)
