@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..networks.sites import FAMILY_OF_CONTEXT
@@ -59,9 +59,17 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
         base = _from_folder(path, dtype) if path.is_dir() else _from_file(path, dtype)
     except ValueError as error:
         raise ValueError(f"{path} cannot be used as a base: {error}") from error
-    for part in (base.unet, base.text_encoder, base.vae):
+    for name, part in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("autoencoder", base.vae)):
+        check_finite(path, name, part)
         part.eval().requires_grad_(False)
     return base
+
+
+def check_finite(path: Path, name: str, part: nn.Module) -> None:
+    """Refuses a broken base here: in training it would look like a run that diverged."""
+    for key, tensor in part.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path} cannot be used as a base: its {name} holds NaN or infinity in {key}")
 
 
 def check_family(unet: UNet2DConditionModel) -> None:

@@ -24,6 +24,9 @@ LATENT_SCALE = 0.18215
 
 Tensors = dict[str, Tensor]
 
+NO_CHECKPOINT = (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+"""What the two readers raise on bytes of another kind: torch's unpickler runs them as a program that makes no sense."""
+
 
 def read_tensors(path: Path) -> Tensors:
     """Every tensor of a checkpoint file; a pickled one is opened by torch's reader for tensors only.
@@ -39,8 +42,8 @@ def read_tensors(path: Path) -> Tensors:
         raise ValueError(
             "it cannot be read: it is damaged, or holds code beside tensors and is not to be trusted"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"it cannot be read ({error})") from error
+    except NO_CHECKPOINT as error:
+        raise ValueError(f"it cannot be read, for it is damaged or no checkpoint ({error})") from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 

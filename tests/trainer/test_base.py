@@ -176,9 +176,19 @@ def for_inpainting(tensors):
     tensors |= {f"model.diffusion_model.{name}": t for name, t in unet_to_ldm(small_unet(in_channels=9)).items()}
 
 
+def with_infinity(tensors):
+    tensors["model.diffusion_model.time_embed.2.bias"][7] = float("inf")
+
+
+def with_nan(tensors):
+    tensors["first_stage_model.taesd_encoder.0.weight"][0, 0, 1, 1] = float("nan")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (with_infinity, r"its U-Net holds NaN or infinity in time_embedding.linear_2.bias"),
+        (with_nan, r"its autoencoder holds NaN or infinity in encoder.layers.0.weight"),
         (without_one_layer, r"its CLIP text encoder lacks \S*layers.3.mlp.fc1.bias \(1 in all\)"),
         (with_a_wrong_shape, r"its U-Net has in another shape conv_out.bias \(1 in all\)"),
         (without_unet, "it holds no U-Net; give a whole checkpoint"),
@@ -199,6 +209,15 @@ def test_a_truncated_file_is_refused(checkpoint, tmp_path):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cut.safetensors cannot be used as a base: it cannot be read"):
+        load_base(path)
+
+
+@pytest.mark.parametrize("start", [b"RIFF", b"\x80\x02", b"PK\x03\x04", b"GIF8", b"\x1aE\xdf\xa3", b""])
+@pytest.mark.parametrize("name", ["clip.avi", "base.ckpt", "base.safetensors"])
+def test_a_file_of_another_kind_is_refused(tmp_path, name, start):
+    path = tmp_path / name
+    path.write_bytes(start + bytes(range(256)) * 8)
+    with pytest.raises(ValueError, match=f"{name} cannot be used as a base: it cannot be read"):
         load_base(path)
 
 
