@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -21,8 +21,10 @@ from ..networks.clip import Clip
 from ..networks.config import InflationConfig
 from ..networks.inflation import Attached, Inflation, without_queries
 from ..networks.motion_file import MotionInfo, check_fits
+from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
-from .unet import run_unet
+from ..samplers.strengths import levels_for
+from .unet import pack_window, run_unet
 
 KEY = "stillmotion"
 log = logging.getLogger(KEY)
@@ -48,12 +50,28 @@ class LoadedMotion:
 
 @dataclass(frozen=True)
 class Settings:
-    """How one motion file of a MODEL is used; it keeps the file in memory as long as the MODEL is there."""
+    """How one motion file of a MODEL is used; it keeps the file in memory as long as the MODEL is there.
+
+    Strengths as in `Attached`; `mapping`: whether a mapping network runs, at the strength of the parts over time.
+    """
 
     motion: LoadedMotion
     temporal: float
     memory: float
     frames_per_clip: int
+    mapping: bool = True
+    levels: tuple[float, ...] = ()
+    keyframes: tuple[tuple[int, float], ...] = ()
+
+    def attached(self, inflation: Inflation) -> Attached:
+        mapping = self.temporal if self.mapping else 0.0
+        return Attached(inflation, self.temporal, self.memory, mapping, self.levels, self.keyframes)
+
+    def halved(self) -> set[int]:
+        """The levels after which the frame rate is halved."""
+        resampling = self.motion.info.config.resampling
+        levels = resampling.levels if resampling and self.temporal else ()
+        return {level for level in levels if not self.levels or self.levels[level]}
 
 
 _loaded: WeakValueDictionary[tuple, LoadedMotion] = WeakValueDictionary()
@@ -105,26 +123,58 @@ def read(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
     return read_any_motion_file(path)
 
 
-def attach(model, motion: LoadedMotion, *, temporal: float, memory: float, queries: float, frames_per_clip: int = 0):
+def attach(
+    model,
+    motion: LoadedMotion,
+    *,
+    temporal: float,
+    memory: float,
+    queries: float,
+    frames_per_clip: int = 0,
+    levels: tuple[float, ...] = (),
+    keyframes: tuple[tuple[int, float], ...] = (),
+):
     """A clone of MODEL with a motion file attached; may be repeated in any order.
 
     Args:
         temporal, memory, queries: strengths of the parts over time, of the recurrence, and of the trained queries.
         frames_per_clip: 0 where all frames of a LATENT are one clip.
+        levels, keyframes: further factors, as in `Attached`, of all but the queries; one factor is for all levels.
 
     Raises:
         MotionFileError: the file was made for another kind of model.
+        ValueError: the model has another number of levels.
     """
-    check_fits(motion.path, motion.info, structure_of(model))
+    structure = structure_of(model)
+    check_fits(motion.path, motion.info, structure)
+    levels = levels_for(levels, len(structure.levels))
     model = model.clone()
     _add_queries(model, motion.queries, queries)
     if motion.patcher:
-        settings = Settings(motion, temporal, memory, frames_per_clip)
+        settings = Settings(motion, temporal, memory, frames_per_clip, True, levels, keyframes)
         patchers = [*model.get_additional_models_with_key(KEY), motion.patcher.clone()]
         model.set_additional_models(KEY, patchers)
         model.set_attachments(KEY, (*(model.get_attachment(KEY) or ()), settings))
         _wrap(model)
+    elif levels or keyframes:
+        log.warning("%s holds queries alone; level_strengths and keyframes do not change them.", motion.path.name)
     return model
+
+
+def with_mapping(model, on: bool):
+    """A clone of MODEL whose motion files run their mapping networks, or do not; MODEL itself where that is so."""
+    attached = model.get_attachment(KEY) or ()
+    switched = tuple(replace(s, mapping=on) if s.motion.info.config.mapping else s for s in attached)
+    if switched == attached:
+        return model
+    model = model.clone()
+    model.set_attachments(KEY, switched)
+    return model
+
+
+def merged_frames(attached: tuple[Settings, ...]) -> int:
+    """How many frames become one at the coarsest level."""
+    return 2 ** len(set().union(*(s.halved() for s in attached)))
 
 
 def _add_queries(model, tensors: dict[str, Tensor], strength: float) -> None:
@@ -208,23 +258,19 @@ def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
     return executor(model, [max(rows, noise_shape[0]), *noise_shape[1:]], *args, **kwargs)
 
 
-PEAKS = {"temporal": 20, "memory": 11, "frames": 5}
-"""How many tensors the size of its activations a part holds at once at its worst (measured, fp16)."""
-
-
 def _extra_memory(model, noise_shape) -> int:
-    """Bytes that the hungriest of our layers needs, at the finest level."""
+    """Bytes that the hungriest of our layers needs."""
     inflations = [patcher.model for patcher in model.get_additional_models_with_key(KEY)]
-    peaks = [PEAKS[part] * i.structure.levels[0].width for i in inflations for part in i.config.to_json()]
     pixels = noise_shape[0] * math.prod(noise_shape[2:])
-    return max(peaks, default=0) * pixels * comfy.model_management.dtype_size(model.model_dtype())
+    bytes_each = comfy.model_management.dtype_size(model.model_dtype())
+    return max((peak_bytes(i.config, i.structure, pixels, bytes_each) for i in inflations), default=0)
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
     """Finds the inflations on the device of this call: the host keeps one copy of model and inflation per device."""
     patcher = executor.class_obj.current_patcher
     loaded = zip(patcher.get_additional_models_with_key(KEY), patcher.get_attachment(KEY))
-    attached = tuple(Attached(p.model, s.temporal, s.memory) for p, s in loaded)
+    attached = tuple(settings.attached(patcher.model) for patcher, settings in loaded)
     run = transformer_options.get(KEY) or Run(0)
     options = {**transformer_options, KEY: Run(run.frames, attached)}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -234,6 +280,7 @@ def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=N
     """Puts our loop in the place of the host's forward; the wrappers of other packs still run around it."""
     run = transformer_options[KEY]
     clip = clip_of(x.shape[0], transformer_options, run.frames)
+    name_frames(transformer_options, clip)
     executor.original = partial(run_unet, executor.class_obj, run.attached, clip)
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
@@ -250,6 +297,13 @@ def clip_of(rows: int, transformer_options: dict, frames: int) -> Clip:
         if indices and len(indices) == per_condition:
             return Clip(tuple(indices))
     return Clip.of(frames if frames and per_condition % frames == 0 else per_condition)
+
+
+def name_frames(transformer_options: dict, clip: Clip) -> None:
+    """Tells other packs' patches the frames of a core context window in their own way, where nobody has told them."""
+    if not transformer_options.get("ad_params") and _core_window(transformer_options) == list(clip.indices):
+        frames = transformer_options["context_window"].total_frames
+        transformer_options["ad_params"] = pack_window(frames, list(clip.indices))
 
 
 def _core_window(transformer_options: dict) -> list[int]:

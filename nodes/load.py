@@ -6,7 +6,8 @@ from pathlib import Path
 
 import folder_paths
 
-from .compat import io
+from ..samplers.strengths import parse_keyframes, parse_levels
+from .compat import io, where_known
 from .host import attach, load_motion
 from .schedule import set_schedule
 
@@ -47,6 +48,11 @@ def _strength(name: str, tooltip: str):
     return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
 
 
+def _text(name: str, tooltip: str):
+    """Optional, so that graphs of before there was such an input go on running."""
+    return where_known(io.String.Input, name, default="", optional=True, advanced=True, tooltip=tooltip)
+
+
 class STUNetLoader(io.ComfyNode):
     """Attaches a motion file of any kind, whole."""
 
@@ -78,15 +84,35 @@ class STUNetLoader(io.ComfyNode):
                     options=["from file", "from model"],
                     tooltip="Noise schedule to sample on: the one the file was trained on, or the model's own.",
                 ),
+                _text(
+                    "level_strengths",
+                    "Further factors of strength at each level of the U-Net, finest first: 1, 1, 0.5, 0 for example."
+                    " Empty: 1 everywhere; one number: all levels.",
+                ),
+                _text(
+                    "keyframes",
+                    "Further factors of strength at some frames, linear between: 0: 1.0, 8: 0.5, 15: 1.2 for example."
+                    " Empty: 1 everywhere.",
+                ),
             ],
             outputs=[io.Model.Output("video_model", display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, motion_file, strength, frames_per_clip, schedule) -> io.NodeOutput:
+    def execute(
+        cls, model, motion_file, strength, frames_per_clip, schedule, level_strengths="", keyframes=""
+    ) -> io.NodeOutput:
+        levels, keyframes = parse_levels(level_strengths), parse_keyframes(keyframes)
         motion = load_motion(_path(motion_file))
         model = attach(
-            model, motion, temporal=strength, memory=strength, queries=strength, frames_per_clip=frames_per_clip
+            model,
+            motion,
+            temporal=strength,
+            memory=strength,
+            queries=strength,
+            frames_per_clip=frames_per_clip,
+            levels=levels,
+            keyframes=keyframes,
         )
         return io.NodeOutput(set_schedule(model, motion, from_file=schedule == "from file"))
 

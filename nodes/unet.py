@@ -133,15 +133,20 @@ def announce(options: dict, given: dict, rate: Rate, rows: int) -> None:
         rows: of the batch, at this rate.
     """
     options["original_shape"] = [rows, *given["original_shape"][1:]]
-    if rate.merged == 1:
-        options.pop("ad_params", None)
-        options.update({key: given[key] for key in ("ad_params",) if key in given})
-        return
-    whole = (rate.finer[0] if rate.finer else rate.rows).clip
-    clips = rows // rate.rows.clip.frames // len(given.get("cond_or_uncond", [0]))
-    indices = [clip * whole.frames + i for clip in range(clips) for i in rate.rows.clip.indices]
-    full = (given.get("ad_params") or {}).get("full_length", clips * whole.frames)
-    options["ad_params"] = {"full_length": full, "context_length": len(indices), "sub_idxs": indices}
+    told = given.get("ad_params")
+    if rate.merged > 1:
+        whole = rate.finer[0].clip
+        clips = rows // rate.rows.clip.frames // len(given.get("cond_or_uncond", [0]))
+        indices = [clip * whole.frames + i for clip in range(clips) for i in rate.rows.clip.indices]
+        told = pack_window((told or {}).get("full_length", clips * whole.frames), indices)
+    options.pop("ad_params", None)
+    if told:
+        options["ad_params"] = told
+
+
+def pack_window(frames: int, indices: list[int]) -> dict:
+    """`ad_params`: how packs that bring per-frame data look up which of a video's frames they are given."""
+    return {"full_length": frames, "context_length": len(indices), "sub_idxs": indices}
 
 
 def control_at(rate: Rate, control: dict | None, kind: str, rows: int) -> dict | None:

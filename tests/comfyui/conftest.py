@@ -29,19 +29,21 @@ def comfyui():
     return COMFYUI
 
 
-def unet_config(family):
-    """Two levels of 32 and 64 channels in the family's own shape."""
+def unet_config(family, widths=(32, 64)):
+    """Levels so wide, in the family's own shape."""
     shape = SHAPES[family]
-    depths = shape["transformer_depth"]
+    finest, coarsest = shape["transformer_depth"]
+    depths = [*[finest] * (len(widths) - 1), coarsest]
     config = {
         **shape,
         "image_size": 32,
         "in_channels": 4,
         "out_channels": 4,
         "model_channels": 32,
-        "num_res_blocks": [1, 1],
-        "channel_mult": (1, 2),
+        "num_res_blocks": [1] * len(widths),
+        "channel_mult": tuple(width // 32 for width in widths),
         "use_spatial_transformer": True,
+        "transformer_depth": depths,
         "transformer_depth_output": [depth for depth in depths for _ in range(2)],
         "transformer_depth_middle": depths[-1],
         "use_linear_in_transformer": family != "sd15",
@@ -61,8 +63,8 @@ def small_model():
 
     kinds = {"sd15": comfy.supported_models.SD15, "sd21": comfy.supported_models.SD20}
 
-    def make(family="sd15", dtype=torch.float32):
-        config = kinds[family]({**unet_config(family), "dtype": dtype, "image_size": 32})
+    def make(family="sd15", dtype=torch.float32, widths=(32, 64)):
+        config = kinds[family]({**unet_config(family, widths), "dtype": dtype, "image_size": 32})
         config.set_inference_dtype(dtype, None)
         model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, device="cpu")
         randomise(model.diffusion_model)
@@ -104,9 +106,9 @@ def small_unet():
     import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    def make(family="sd15", dtype=torch.float32):
-        operations = comfy.ops.disable_weight_init
-        return randomise(UNetModel(**unet_config(family), dtype=dtype, device="cpu", operations=operations).eval())
+    def make(family="sd15", dtype=torch.float32, widths=(32, 64)):
+        config, operations = unet_config(family, widths), comfy.ops.disable_weight_init
+        return randomise(UNetModel(**config, dtype=dtype, device="cpu", operations=operations).eval())
 
     return make
 
