@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from ..samplers.noise import STRATEGIES, check_share, draw_noise
 from .compat import io
-from .host import KEY, asked_frames
+from .host import KEY, asked_frames, with_mapping
+
+log = logging.getLogger(KEY)
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,21 @@ class ClipNoise:
         return noise.to(samples.dtype)
 
 
-def check_mapping(attached) -> None:
-    """Raises ValueError: none of the motion files of a model has a mapping network."""
-    if not any("mapping" in settings.motion.info.config.to_json() for settings in attached):
+def switch_mapping(model, on: bool):
+    """A MODEL whose motion files run their mapping networks, or do not.
+
+    Raises:
+        ValueError: it is on, and none of them has one.
+    """
+    files = [s.motion for s in model.get_attachment(KEY) or () if s.motion.info.config.mapping]
+    if on and not files:
         raise ValueError(
             "Mapping is on, and no motion file of this model has a mapping network: switch mapping off, or put the"
             " STUNet Loader with a file that has one before this node."
         )
+    if files and not on:
+        log.info("Mapping-Network Noise: mapping is off, the network of %s does not run.", files[0].path.name)
+    return with_mapping(model, on)
 
 
 class MappingNetworkNoise(io.ComfyNode):
@@ -100,12 +111,13 @@ class MappingNetworkNoise(io.ComfyNode):
                 io.Boolean.Input(
                     "mapping",
                     default=False,
-                    tooltip="Use the mapping network of a motion file on this model; an error where there is none.",
+                    tooltip="Whether the returned model runs the mapping network of its motion file, at the loader's"
+                    " strength; on is an error where there is none.",
                 ),
             ],
             outputs=[
                 io.Noise.Output("clip_noise", display_name="noise"),
-                io.Model.Output("same_model", display_name="model"),
+                io.Model.Output("mapped_model", display_name="model"),
             ],
         )
 
@@ -113,7 +125,6 @@ class MappingNetworkNoise(io.ComfyNode):
     def execute(cls, model, strategy, share, seed, variance, mapping) -> io.NodeOutput:
         attached = model.get_attachment(KEY) or ()
         check_share(strategy, share)
-        if mapping:
-            check_mapping(attached)
+        model = switch_mapping(model, mapping)
         noise = ClipNoise(seed, strategy, share, variance == "as printed", asked_frames(attached))
         return io.NodeOutput(noise, model)

@@ -1,10 +1,8 @@
 """The noise node against ComfyUI's own noise, and in its samplers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from stillmotion.networks.config import Frames, InflationConfig
+from stillmotion.networks.config import Frames, InflationConfig, Mapping
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.samplers.noise import STRATEGIES, draw_noise
@@ -33,12 +31,17 @@ def video(small_model, tmp_path):
     """A model with a motion file on it, of clips so long."""
     from stillmotion.nodes.host import attach, load_motion, structure_of
 
-    def make(frames_per_clip=0, model=None):
-        model = model or small_model()
-        config, structure = InflationConfig(frames=Frames()), structure_of(model)
-        path = tmp_path / "motion.safetensors"
-        write_motion_file(path, Inflation(config, structure).state_dict(), MotionInfo(config, structure, frames=4))
-        strengths = {"temporal": 1.0, "memory": 1.0, "queries": 1.0}
+    base = small_model()
+
+    def make(frames_per_clip=0, model=base, mapping=None, strength=1.0):
+        config, structure = InflationConfig(frames=Frames(), mapping=mapping), structure_of(model)
+        path = tmp_path / f"motion{'-mapping' * bool(mapping)}.safetensors"
+        inflation = Inflation(config, structure)
+        for name, parameter in inflation.named_parameters():
+            if "mapping" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+        write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=4))
+        strengths = {"temporal": strength, "memory": strength, "queries": strength}
         return attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
 
     return make
@@ -161,14 +164,29 @@ def test_mapping_without_a_mapping_network_is_refused(small_model, video):
             ours(model, mapping=True)
 
 
-def test_mapping_needs_one_file_that_has_it(video):
-    from stillmotion.nodes.host import KEY
+def test_the_mapping_network_runs_where_mapping_is_on(pack, video):
+    """Also where it was off before, and on a model that never was here; a file without one is beside it."""
+    model = video(model=video(), mapping=Mapping())
+    noise, off = ours(model)
+    _, on = ours(off, mapping=True)
+    with_it, without = sampled(model, noise, 4), sampled(off, noise, 4)
+    assert torch.equal(sampled(on, noise, 4), with_it) and torch.equal(sampled(model, noise, 4), with_it)
+    assert (with_it - without).abs().max() > 0.01
+    assert torch.equal(without, sampled(video(model=video()), noise, 4))
 
-    model = video()
-    config = SimpleNamespace(to_json=lambda: {"mapping": {}})
-    later = SimpleNamespace(motion=SimpleNamespace(info=SimpleNamespace(config=config)), frames_per_clip=0)
-    model.set_attachments(KEY, (*model.get_attachment(KEY), later))
-    assert ours(model, mapping=True)[1] is model
+
+def test_the_mapping_network_has_the_strength_of_its_loader(pack, video):
+    noise, _ = ours(video())
+    weak, none = (video(mapping=Mapping(), strength=strength) for strength in (0.5, 0.0))
+    assert (sampled(weak, noise, 4) - sampled(video(mapping=Mapping()), noise, 4)).abs().max() > 0.01
+    assert torch.equal(sampled(none, noise, 4), sampled(video(strength=0.0), noise, 4))
+
+
+def test_mapping_that_is_off_although_a_file_has_it_is_logged(video, caplog):
+    with caplog.at_level("INFO"):
+        assert ours(video())[1] and not caplog.text
+        ours(video(mapping=Mapping()))
+    assert "mapping is off, the network of motion-mapping.safetensors does not run" in caplog.text
 
 
 def test_a_share_that_the_strategy_does_not_allow_is_refused_by_the_node(small_model):
