@@ -29,7 +29,7 @@ import torch
 from comfy import context_windows as core
 from comfy.patcher_extension import WrappersMP
 
-from ..samplers.windows import FUSES, check_windows, fuse_in, window_count, windows_of
+from ..samplers.windows import FUSES, check_windows, fuse_in, whole_window, window_count, windows_of
 from . import host
 
 KEY = "stillmotion_windows"
@@ -86,7 +86,18 @@ def outer_sample(executor, noise, *args, **kwargs):
             )
         count = window_count(frames, handler.context_length, handler.context_overlap)
         log.info("Temporal Windows: %d frames in %d windows.", frames, count)
+        advise(handler.context_length, frames, host.merged_frames(model.get_attachment(host.KEY) or ()))
     return executor(noise, *args, **kwargs)
+
+
+def advise(window: int, frames: int, merged: int) -> None:
+    """Warns where a model that halves the frame rate makes the last of its coarsest frames of fewer than the others."""
+    if window < frames and window % merged:
+        log.warning(
+            "Temporal Windows: the motion file makes one frame of %d at its coarsest level; a window of %d would fit"
+            " better than one of %d.",
+            *(merged, whole_window(window, merged), window),
+        )
 
 
 def prepare_sampling(executor, model, noise_shape, *args, **kwargs):

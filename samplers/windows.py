@@ -13,21 +13,21 @@ from math import ceil
 from torch import Tensor
 
 
-def check_windows(window: int, overlap: int, multiple: int = 1) -> None:
-    """Raises ValueError where there are no such windows.
-
-    Args:
-        multiple: what the length of a window has to be a multiple of; 2^k for a network that halves time k times.
-    """
+def check_windows(window: int, overlap: int) -> None:
+    """Raises ValueError where there are no such windows."""
     if window < 1:
         raise ValueError(f"A window has {window} frames; it must have at least 1.")
     if not 0 <= overlap < window:
         raise ValueError(f"The overlap is {overlap} frames; windows of {window} frames allow 0 to {window - 1}.")
-    if window % multiple:
-        raise ValueError(
-            f"A window has {window} frames; this model halves time and needs a multiple of {multiple},"
-            f" {ceil(window / multiple) * multiple} for example."
-        )
+
+
+def whole_window(window: int, merged: int) -> int:
+    """The shortest window of at least so many frames that splits into whole groups of `merged`.
+
+    A network that halves time k times makes one frame of 2^k at its coarsest level. It takes windows of any length; in
+    others than these the last frame there is made of fewer, for the price of all.
+    """
+    return ceil(window / merged) * merged
 
 
 def window_count(frames: int, window: int, overlap: int) -> int:
@@ -35,7 +35,7 @@ def window_count(frames: int, window: int, overlap: int) -> int:
     return 1 + max(0, ceil((frames - window) / (window - overlap)))
 
 
-def windows_of(frames: int, window: int, overlap: int, multiple: int = 1) -> list[range]:
+def windows_of(frames: int, window: int, overlap: int) -> list[range]:
     """Windows of equal length that cover a clip, each `overlap` frames into the one before.
 
     The last one is shifted back to end with the clip, and may overlap by more. A clip that is no longer than a window
@@ -44,7 +44,7 @@ def windows_of(frames: int, window: int, overlap: int, multiple: int = 1) -> lis
     Raises:
         ValueError: see `check_windows`; or the clip has no frames.
     """
-    check_windows(window, overlap, multiple)
+    check_windows(window, overlap)
     if frames < 1:
         raise ValueError(f"A clip has {frames} frames; it must have at least 1.")
     if frames <= window:
