@@ -8,6 +8,7 @@ from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import Frames, InflationConfig, Mapping, Memory, Queries, Resampling, Temporal, Tokens
 from stillmotion.networks.inflation import Attached, Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
+from stillmotion.networks.presets import PRESETS
 from stillmotion.networks.sites import structure_from_ldm
 
 CONFIGS = {
@@ -36,15 +37,15 @@ def same_unet_in_diffusers(unet, family):
     from diffusers import UNet2DConditionModel
     from stillmotion.trainer.ldm_names import layer_names, rename
 
-    attended, plain = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
-    fine = plain if family == "sdxl" else attended
     tensors = unet.state_dict()
+    structure = structure_from_ldm({n: tuple(t.shape) for n, t in tensors.items()})
+    attended = ["CrossAttn" * bool(level.down[0]) for level in structure.levels]
     config = {
-        "block_out_channels": (32, 64),
+        "block_out_channels": [level.width for level in structure.levels],
         "layers_per_block": 1,
-        "down_block_types": (fine[0], attended[0]),
-        "up_block_types": (attended[1], fine[1]),
-        "cross_attention_dim": structure_from_ldm({n: tuple(t.shape) for n, t in tensors.items()}).context,
+        "down_block_types": [f"{kind}DownBlock2D" for kind in attended],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(attended)],
+        "cross_attention_dim": structure.context,
         "attention_head_dim": 8 if family == "sd15" else (2, 4),
         "use_linear_projection": family != "sd15",
     }
@@ -52,7 +53,6 @@ def same_unet_in_diffusers(unet, family):
         config |= {"transformer_layers_per_block": (1, 2), "addition_embed_type": "text_time"}
         config |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64}
     other = UNet2DConditionModel(**config)
-    structure = structure_from_ldm({n: tuple(t.shape) for n, t in tensors.items()})
     other.load_state_dict(rename(tensors, layer_names(structure)))
     return other.eval(), structure
 
@@ -130,10 +130,33 @@ def test_both_hosts_agree(small_unet, tmp_path, name, family):
         assert ((theirs - still(*given, Clip.of(frames), added)).abs().max() > 1e-2) == bool(changes)
 
 
-def inputs(unet, structure, frames):
+PRESET_WIDTHS = (32, 32, 64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 8, 16, 17, 80])
+@pytest.mark.parametrize("name", PRESETS)
+def test_both_hosts_agree_on_every_preset(small_unet, tmp_path, name, frames):
+    """Also in a file that was made for 80 frames, whose frame rate is halved at every resize."""
+    from stillmotion.trainer.host import InflatedUNet
+
+    unet = small_unet(widths=PRESET_WIDTHS)
+    other, structure = same_unet_in_diffusers(unet, "sd15")
+    given = inputs(other, structure, frames, (8, 4))[:3]
+    for config in {PRESETS[name](structure, length) for length in (frames, 80)}:
+        inflation, path = trained(config, structure), tmp_path / "motion.safetensors"
+        write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure))
+        ours = in_comfyui(unet, path, *given, None, frames)
+        theirs = InflatedUNet(copy.deepcopy(other), inflation)(*given, Clip.of(frames))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        if (name, frames) != ("higen", 1):
+            assert (theirs - other(*given).sample).abs().max() > 1e-2
+
+
+def inputs(unet, structure, frames, size=(6, 10)):
     """Sample, timesteps and text for cond and uncond, and SDXL's further conditions as either host wants them."""
     rows = 2 * frames
-    given = torch.randn(rows, 4, 6, 10), torch.full((rows,), 500), torch.randn(rows, 77, structure.context)
+    given = torch.randn(rows, 4, *size), torch.full((rows,), 500), torch.randn(rows, 77, structure.context)
     if structure.family != "sdxl":
         return *given, None, None
     added = {"text_embeds": torch.randn(rows, 64 - 6 * 8), "time_ids": torch.rand(rows, 6)}
