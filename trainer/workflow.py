@@ -32,7 +32,8 @@ def write_workflow(
     sampler[2:4] = info.options.get("preview_steps", sampler[2]), info.options.get("guidance", sampler[3])
     nodes["CreateVideo"]["widgets_values"][0] = info.fps
     nodes["SaveAnimatedWEBP"]["widgets_values"][1] = info.fps
-    if info.config.temporal:
+    config = info.config
+    if config.temporal or config.resampling or config.mapping or config.tokens:
         _load_whole(nodes["StillmotionRecurrentMotionLoRA"], motion)
     if base_is_folder:
         _load_folder(nodes["CheckpointLoaderSimple"])
@@ -40,9 +41,9 @@ def write_workflow(
 
 
 def _load_whole(node: dict, motion: str) -> None:
-    """Files with blocks after every unit go through the loader for all kinds, which has these widgets."""
+    """Files with more than few-shot motion go through the loader for all kinds, which has these widgets."""
     node["type"] = node["properties"]["Node name for S&R"] = "StillmotionSTUNetLoader"
-    node["widgets_values"] = [motion, 1.0, 0, "from file"]
+    node["widgets_values"] = [motion, 1.0, 0, "from file", "", ""]
 
 
 def _load_folder(node: dict) -> None:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from stillmotion.networks.config import InflationConfig, Memory, Temporal
+from stillmotion.networks.config import InflationConfig, Mapping, Memory, Temporal, Tokens
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.trainer.workflow import TEMPLATE, write_workflow
@@ -39,10 +39,11 @@ def test_a_workflow_samples_as_the_previews_of_its_training_did(written):
     assert sampler["widgets_values"][2:4] == [10, 4.0]
 
 
-def test_a_file_with_blocks_after_every_unit_is_loaded_by_the_stunet_loader(written):
-    node = written(replace(INFO, config=InflationConfig(temporal=Temporal(), memory=Memory())))["The motion"]
+@pytest.mark.parametrize("more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}])
+def test_a_file_with_more_than_few_shot_motion_is_loaded_by_the_stunet_loader(written, more):
+    node = written(replace(INFO, config=InflationConfig(memory=Memory(), **more)))["The motion"]
     assert node["type"] == "StillmotionSTUNetLoader"
-    assert node["widgets_values"] == ["wave.safetensors", 1.0, 0, "from file"]
+    assert node["widgets_values"] == ["wave.safetensors", 1.0, 0, "from file", "", ""]
 
 
 def test_a_base_in_a_folder_is_loaded_by_the_loader_of_folders(written):
@@ -53,10 +54,14 @@ def test_a_base_in_a_folder_is_loaded_by_the_loader_of_folders(written):
     assert "`base.safetensors` into `models/checkpoints`," in written(INFO)["Read me"]["widgets_values"][0]
 
 
-def test_the_links_of_the_shipped_workflow_agree_from_both_ends():
-    workflow = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+SHIPPED = pytest.mark.parametrize("name", sorted(path.name for path in TEMPLATE.parent.glob("*.json")))
+
+
+@SHIPPED
+def test_the_links_of_a_shipped_workflow_agree_from_both_ends(name):
+    workflow = json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))
     nodes = {node["id"]: node for node in workflow["nodes"]}
-    ends = [(i["link"], n["id"], k, i["type"]) for n in nodes.values() for k, i in enumerate(n["inputs"])]
+    ends = [(i["link"], n["id"], k, i["type"]) for n in nodes.values() for k, i in enumerate(n["inputs"]) if i["link"]]
     assert sorted(ends) == sorted((link, to, slot, kind) for link, _, _, to, slot, kind in workflow["links"])
     starts = [(link, n["id"], k) for n in nodes.values() for k, o in enumerate(n["outputs"]) for link in o["links"]]
     assert sorted(starts) == sorted((link, origin, slot) for link, origin, slot, *_ in workflow["links"])
@@ -64,8 +69,10 @@ def test_the_links_of_the_shipped_workflow_agree_from_both_ends():
     assert workflow["last_node_id"] == max(nodes)
 
 
-def test_no_two_nodes_of_the_shipped_workflow_overlap():
-    boxes = [(*node["pos"], *node["size"]) for node in json.loads(TEMPLATE.read_text(encoding="utf-8"))["nodes"]]
+@SHIPPED
+def test_no_two_nodes_of_a_shipped_workflow_overlap(name):
+    workflow = json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
     title = 30  # pixels above a node
 
     def apart(a, b):
