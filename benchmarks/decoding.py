@@ -2,7 +2,8 @@
 
     python benchmarks/decoding.py --videos DIR
 
-Prints milliseconds and their ratio (medians of several rounds, in turns), and how far their pixels differ.
+Prints milliseconds of this process, which other load does not count into, and their ratio (medians of several rounds,
+in turns), and how far their pixels differ.
 """
 
 import argparse
@@ -34,9 +35,9 @@ def seeking(path: Path, seconds: float) -> np.ndarray:
 
 
 def milliseconds(read, path: Path, seconds: float) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     read(path, seconds)
-    return 1000 * (time.perf_counter() - begin)
+    return 1000 * (time.process_time() - begin)
 
 
 def measure(source: Source, rounds: int) -> tuple[str, float, float, float]:
