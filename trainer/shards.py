@@ -269,10 +269,10 @@ def opened(source: Source) -> Iterator[Source]:
 
 
 def on_disk(path: Path) -> Path:
-    """The path as the disk spells it: macOS decomposes accents, tables may not."""
+    """The path as the disk spells it: composed, as names in tables come here, or decomposed as on macOS."""
     there = next(parent for parent in path.parents if parent.exists())
     rest = path.relative_to(there).as_posix()
-    for name in (rest, unicodedata.normalize("NFC", rest), unicodedata.normalize("NFD", rest)):
+    for name in (rest, unicodedata.normalize("NFD", rest)):
         if ((there / name).is_file() or (there / name).is_dir()) and os.access(there / name, os.R_OK):
             return there / name
     raise ClipError("there is no such clip, or it may not be read")

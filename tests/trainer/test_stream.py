@@ -388,6 +388,7 @@ def test_a_peek_reports_the_first_samples(tmp_path, clip_bytes, temporary):
         "silent.mp4",
     ]
     assert [bool(report.problem) for report in reports] == [True, False, True, True]
+    assert [report.source for report in reports] == list(shards[0])[:4]
     assert reports[1].window.shape == (8, 16, 32, 3) and "mixed.tar/good0.mp4" in table(reports)
     with pytest.raises(ValueError, match="3 of 4 clips cannot be used.*silent.mp4: no caption"):
         usable_clips(reports, skip_bad=False)
@@ -477,12 +478,14 @@ def test_braces_name_tar_files_and_folders(tmp_path):
 def test_tar_files_and_tables_anywhere_in_a_folder_are_the_set(tmp_path, caplog):
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/a.mp4").touch()
+    (tmp_path / "clips/b.mp4").touch()
     (tmp_path / "train.csv").write_text("file_name,text\nclips/a.mp4,a cat\n")
     with caplog.at_level(logging.INFO, "stillmotion"):
         (shard,) = shards_of(tmp_path)
     assert [(source.name, source.caption) for source in shard] == [("clips/a.mp4", "a cat")]
     assert "its tables alone are read: 1, from train.csv on" in caplog.text
-    assert [[source.name for source in shard] for shard in shards_of(tmp_path, "x")] == [["clips/a.mp4"]]
+    (everything,) = shards_of(tmp_path, "x")  # the caption makes the table needless
+    assert [source.name for source in everything] == ["clips/a.mp4", "clips/b.mp4"]
     write_tar(tmp_path / "tars/1.tar", samples_in_tar([1]))
     assert [source.name for shard in shards_of(tmp_path) for source in shard] == ["tars/1.tar/1.mp4"]
 
