@@ -19,7 +19,7 @@ from .ldm_checkpoint import write_checkpoint
 from .options import ToyOptions
 from .pictures import contact_sheet
 from .tokenizer import clip_tokenizer
-from .toy_parts import new_text_encoder, new_unet
+from .toy_parts import fill_silent_layers, new_text_encoder, new_unet
 from .toy_training import PICTURE, Recipe, sample_pictures, train_unet
 
 log = logging.getLogger("stillmotion")
@@ -56,6 +56,8 @@ def new_toy(options: ToyOptions, device: str) -> Base:
     vae = train_autoencoder(options.autoencoder_steps if options.steps else 0, options.seed, device)
     generator = Generator().manual_seed(options.seed)
     unet, text_encoder = new_unet(options.unet, generator), new_text_encoder(generator)
+    if not options.steps:
+        fill_silent_layers(unet, generator)
     return Base(unet.to(device), text_encoder.to(device), clip_tokenizer(), vae)
 
 

@@ -62,6 +62,14 @@ def pass_input_through(unet: UNet2DConditionModel) -> None:
 
 
 @torch.no_grad()
+def fill_silent_layers(unet: UNet2DConditionModel, generator: Generator) -> None:
+    """Puts small random numbers where weights are zero: a U-Net that shall not be trained then hears every branch."""
+    for parameter in unet.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            parameter.normal_(std=0.02, generator=generator)
+
+
+@torch.no_grad()
 def new_text_encoder(generator: Generator) -> CLIPTextModel:
     """CLIP-L whose layers add nothing: each token is its own random vector plus one for its place, normalised.
 
