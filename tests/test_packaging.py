@@ -69,6 +69,13 @@ def test_python_m_trainer_in_a_bare_checkout(bare):
     assert "fewshot" in python("-m", "trainer", folder=bare)
 
 
+def test_without_the_trainers_requirements_one_line_says_what_installs_them(bare):
+    start = "import runpy, sys; sys.path[:0] = ['.']; runpy.run_module('trainer', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", start], cwd=bare, capture_output=True, text=True)
+    said = 'error: pydantic is not installed; pip install -e ".[trainer]" in the checkout installs it\n'
+    assert (result.returncode, result.stderr) == (2, said)
+
+
 def test_workers_started_by_spawn_find_the_bare_checkout(bare):
     (bare / "trainer/cli.py").write_text(
         "import multiprocessing\n"
