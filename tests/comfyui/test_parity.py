@@ -61,7 +61,8 @@ def trained(config, structure):
     """As if it had been trained: nothing is zero any more."""
     inflation = Inflation(config, structure)
     for name, parameter in inflation.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float("gamma" in name), std=0.1)
+        deep = name.startswith("text.")  # six layers in a row, which would blow up what goes through, and its rounding
+        torch.nn.init.normal_(parameter, mean=float("gamma" in name), std=0.07 if deep else 0.1)
     return inflation.requires_grad_(False)
 
 
@@ -127,7 +128,7 @@ def test_both_hosts_agree(small_unet, tmp_path, name, family):
         ours = in_comfyui(unet, path, *given, y, frames)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
         changes = frames > 1 or name not in ONLY_OF_CLIPS
-        assert ((theirs - still(*given, Clip.of(frames), added)).abs().max() > 1e-2) == bool(changes)
+        assert ((theirs - still(*given, Clip.of(frames), added)).abs().max() > 1e-3) == bool(changes)
 
 
 PRESET_WIDTHS = (32, 32, 64)
