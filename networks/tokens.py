@@ -95,7 +95,7 @@ def _change(project: Projections, normed: Tensor, text: Tensor, tokens: Tensor, 
 def _attended(project: Projections, query: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
     """Attention `(rows, heads, pixels, d)`, and the logarithm of its sum of exponentials, `(…, 1)`, float32."""
     key, value = (_split(to(context), project.heads) for to in (project.to_k, project.to_v))
-    logits = (query @ key.mT).float() * query.shape[-1] ** -0.5
+    logits = (query * query.shape[-1] ** -0.5 @ key.mT).float()  # scaled before: float16 ends at 65504
     return logits.softmax(-1).to(value.dtype) @ value, logits.logsumexp(-1, keepdim=True)
 
 

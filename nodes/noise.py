@@ -61,7 +61,7 @@ def switch_mapping(model, on: bool):
             " STUNet Loader with a file that has one before this node."
         )
     if files and not on:
-        log.info("Mapping-Network Noise: mapping is off, the network of %s does not run.", files[0].path.name)
+        log.warning("Mapping-Network Noise: mapping is off, the network of %s does not run.", files[0].path.name)
     return with_mapping(model, on)
 
 
