@@ -15,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SHIM = ROOT / "stillmotion"
 CODE = sorted(init.parent for init in ROOT.glob("*/__init__.py") if init.parent != SHIM)
 DATA = [folder for folder in (ROOT / "workflows", ROOT / "web", ROOT / "locales") if folder.is_dir()]
+PRESETS = [file.relative_to(ROOT).as_posix() for file in (ROOT / "trainer/presets").iterdir()]
 MODULES = sorted(file.relative_to(ROOT).as_posix() for folder in CODE for file in folder.rglob("*.py"))
 
 
@@ -62,7 +63,7 @@ def test_a_wheel_holds_the_package_and_nothing_beside_it(bare, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     data = {file.relative_to(ROOT).as_posix() for folder in DATA for file in folder.rglob("*") if file.is_file()}
-    assert names == {f"stillmotion/{name}" for name in {"__init__.py", *MODULES, *data}}
+    assert names == {f"stillmotion/{name}" for name in {"__init__.py", *MODULES, *data, *PRESETS}}
 
 
 def test_python_m_trainer_in_a_bare_checkout(bare):

@@ -64,7 +64,7 @@ def contrastive_loss(z1: Tensor, z2: Tensor, queue: Queue, temperature: float = 
     As long as that holds too little, the batch's other clips are the negatives. A clip that is alone has a loss of 0,
     with gradients of 0: processes that train together must all have a gradient for every weight of the head.
     """
-    negatives = queue.entries if len(queue) >= ENOUGH else other_clips(z1, z2)
+    negatives = queue.entries.to(z1.device) if len(queue) >= ENOUGH else other_clips(z1, z2)
     if not negatives.shape[-2]:
         return 0 * (z1 + z2).sum(-1)
     return decoupled_contrastive(z1, z2, negatives, temperature)
@@ -80,21 +80,22 @@ def other_clips(z1: Tensor, z2: Tensor) -> Tensor:
 class Queue:
     """The newest projections of earlier steps, at most `size` of them, the oldest first; no gradient leads into them.
 
-    `entries`, (count, channels) in float32, is all there is to it. Every process holds the same queue.
+    `entries`, (count, channels) in float32, is all there is to it; they lie where projections come from. Every process
+    holds the same queue.
     """
 
-    def __init__(self, channels: int, size: int = 1024, device: torch.device | str | None = None):
+    def __init__(self, channels: int, size: int = 1024):
         if size < ENOUGH:
             raise ValueError(f"The queue of projections has room for {size}; it must have room for {ENOUGH} or more.")
         self.size = size
-        self.entries = torch.empty(0, channels, device=device)
+        self.entries = torch.empty(0, channels)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def push(self, projections: Tensor) -> None:
         """Takes the projections `(rows, channels)` of one step, those of all processes, in the same order on each."""
-        longer = torch.cat([self.entries, projections.detach().to(self.entries)])
+        longer = torch.cat([self.entries.to(projections.device), projections.detach().to(self.entries.dtype)])
         self.entries = longer[-self.size :].clone()  # a save of the part itself would hold the whole
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -23,7 +23,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the training device. `activations` is the most that lives at once in a forward and backward pass."""
+    """Bytes on the training device.
+
+    `activations` is the most that lives at once in a forward and backward pass, `update` in the optimiser's step, when
+    the activations are gone.
+    """
 
     frozen: int
     trained: int
@@ -31,21 +35,27 @@ class Memory:
     optimizer: int
     average: int
     activations: int
+    update: int = 0
 
     @property
     def total(self) -> int:
-        return self.frozen + self.trained + self.gradients + self.optimizer + self.average + self.activations
+        return sum(self.parts.values())
 
-    def __str__(self) -> str:
-        parts = {
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is there when most is."""
+        last = {"activations": self.activations} if self.activations > self.update else {"update": self.update}
+        return {
             "frozen model": self.frozen,
             "trained weights": self.trained,
             "gradients": self.gradients,
             "optimizer": self.optimizer,
             "running mean": self.average,
-            "activations": self.activations,
+            **last,
         }
-        listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{name} {size_text(size)}" for name, size in self.parts.items() if size)
         return f"{size_text(self.total)} ({listed})"
 
 
@@ -61,8 +71,10 @@ def estimate_memory(
     trained = sum(bytes_of(p) for p in parameters if p.requires_grad)
     frozen = sum(bytes_of(t) for t in [*parameters, *objective.buffers()] if not t.requires_grad)
     moments = trained // 2 if eight_bit else 2 * trained  # two numbers a weight, in 1 byte or 4
-    activations = measure_activations(objective, rows, cells)
-    return Memory(frozen, trained, trained, moments, trained if average else 0, max(0, activations - trained))
+    update = 0 if eight_bit else trained  # on a GPU, AdamW takes the roots of all second moments at once
+    activations = max(0, measure_activations(objective, rows, cells) - trained)
+    mean = sum(map(bytes_of, objective.network.inflation.parameters())) if average else 0
+    return Memory(frozen, trained, trained, moments, mean, activations, update)
 
 
 def bytes_of(tensor: Tensor) -> int:
@@ -74,9 +86,9 @@ def measure_activations(objective: Denoising, rows: tuple[int, int], cells: tupl
 
     The pass runs on tensors that have a shape and no data, on the network's own device, so that it takes the kernels
     that training will take; recomputed layers come out right because it is the same code. It has every loss that any
-    step has.
+    step has. What the objective remembers of earlier steps, a resumed run's, has data.
     """
-    with FakeTensorMode() as fake, shapes_only(objective, fake):
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, shapes_only(objective, fake):
         batch = fake_batch(objective.network, rows, cells)
         with LiveBytes() as live:
             objective(batch, 0).total.backward()

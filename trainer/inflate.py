@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
+
+from torch import Tensor
 
 from ..networks.config import InflationConfig, Mapping, Resampling, Tokens
-from ..networks.formats.files import read_any_motion_file, read_motion_adapter
 from ..networks.inflation import Inflation
+from ..networks.motion_file import MotionInfo
 from ..networks.presets import PRESETS
 from ..networks.sites import Structure
 from .base import load_base
-from .batches import batch_for, batch_from
+from .batches import Batch, batch_for, batch_from
 from .cache import fingerprint as weights_of
-from .cache import name_of
 from .check import table, usable_clips
+from .convert import described, read_input
 from .export import fresh_inflation
 from .host import structure_of
 from .milestones import Milestones, last_save
@@ -38,7 +39,7 @@ from .run import (
     start_log,
     write_record,
 )
-from .shards import shards_of
+from .shards import fingerprint, shards_of
 from .stream import ClipStream, Loader, first_usable, peek
 
 log = logging.getLogger("stillmotion")
@@ -55,7 +56,8 @@ def inflate(options: InflateOptions) -> None:
     shards = shards_of(options.videos, options.caption)
     reports = peek(shards, LOOKED_AT, options)
     log.info("%s\nThese are the first of a set in %d parts.", table(reports), len(shards))
-    usable_clips(reports, options.skip_bad)
+    if not options.skip_bad:  # else a set may be good that begins with bad ones
+        usable_clips(reports, skip_bad=False)
 
     log.info("Loading %s …", options.base)
     base = load_base(options.base)
@@ -65,15 +67,18 @@ def inflate(options: InflateOptions) -> None:
     load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of)
     with accelerator.main_process_first():
         measured = first_usable(shards, options.held_out or MEASURED_WITHOUT_HELD_OUT, load, options.skip_bad)
+        if len(measured) < options.held_out:
+            raise ValueError(f"--held-out is {options.held_out}, but only {len(measured)} clips can be used")
         preview = encoder.preview(measured[0].caption)
+    encoder.leave()
 
     start = starting_inflation(options, structure)
     if options.contrastive:
         check_middle(start.config, options.frames)
-    network = network_for(options, base, starting_inflation(options, structure))
+    network = network_for(options, base, copy.deepcopy(start))
     plan = plan_of(options, accelerator, schedule=options.schedule)
     training = new_training(options, accelerator, Harivo(network, plan, weights_of_losses(options), options.queue))
-    facts = run_facts(options, accelerator, name_of([shard.stamp() for shard in shards]), base_hash)
+    facts = run_facts(options, accelerator, fingerprint(shards), base_hash)
     if save:
         go_on(training, save, facts)
     held_out = [clip.name for clip in measured] if options.held_out else []
@@ -88,7 +93,12 @@ def inflate(options: InflateOptions) -> None:
     )
     if training.positions:
         stream.skip_to(training.positions[accelerator.process_index])
-    source = partial(batch_from, plan, stream, preview.no_caption, options.batch_size)
+
+    def source(step: int, number: int) -> Batch:
+        batch = batch_from(plan, stream, preview.no_caption, options.batch_size, step, number)
+        encoder.leave()
+        return batch
+
     if training.step < options.steps:
         report_estimate(options, training, batch_for(plan, measured, preview.no_caption, options.batch_size, 1, 0))
 
@@ -108,7 +118,7 @@ def inflation_config(options: InflateOptions, structure: Structure) -> Inflation
     """
     config = PRESETS[options.preset](structure, options.frames)
     if options.halve is not None:
-        config = replace(config, resampling=Resampling(options.halve) if options.halve else None)
+        config = replace(config, resampling=halved(options.halve, structure))
     if options.narrow:
         if "factorised" not in config.temporal.kinds:
             raise ValueError(f"--narrow is for Lumiere's convolution blocks, which the preset {options.preset} has not")
@@ -117,8 +127,18 @@ def inflation_config(options: InflateOptions, structure: Structure) -> Inflation
         config = replace(config, mapping=Mapping() if options.mapping else None)
     if options.tokens is not None:
         config = replace(config, tokens=Tokens(options.frames) if options.tokens else None)
-    config.check(structure)
     return config
+
+
+def halved(levels: tuple[int, ...], structure: Structure) -> Resampling | None:
+    if not levels:
+        return None
+    try:
+        resampling = Resampling(levels)
+        resampling.check(structure)
+    except ValueError as error:
+        raise ValueError(f"--halve has {error}") from None
+    return resampling
 
 
 def starting_inflation(options: InflateOptions, structure: Structure) -> Inflation:
@@ -127,27 +147,42 @@ def starting_inflation(options: InflateOptions, structure: Structure) -> Inflati
     Raises:
         FileNotFoundError, ValueError: that file cannot be read, or has nothing that could be used.
     """
-    inflation = fresh_inflation(inflation_config(options, structure), structure, options.seed)
-    if options.warm_start:
-        warm_up(inflation, options.warm_start)
+    config = inflation_config(options, structure)
+    if options.warm_start is None:
+        return fresh_inflation(config, structure, options.seed)
+    info, tensors = read_input(options.warm_start)
+    inflation = fresh_inflation(as_trained(config, info.config), structure, options.seed)
+    take_over(options, inflation, info, tensors)
     return inflation
 
 
-def warm_up(inflation: Inflation, path: Path) -> None:
+def as_trained(config: InflationConfig, other: InflationConfig) -> InflationConfig:
+    """The config with blocks over time as another has them, where these are of the same kinds.
+
+    No tensor tells what a norm sees, whether frames have positions, and how many heads there are.
+    """
+    ours, theirs = config.temporal, other.temporal
+    if not ours or not theirs or ours.levels != theirs.levels:
+        return config
+    return replace(config, temporal=replace(theirs, narrow=ours.narrow))
+
+
+def take_over(options: InflateOptions, inflation: Inflation, info: MotionInfo, tensors: dict[str, Tensor]) -> None:
     """Puts those tensors of a motion file of any kind into an inflation that it has, too."""
-    info, tensors = read_motion_adapter(path) if path.is_dir() else read_any_motion_file(path)
-    own = inflation.state_dict()
+    own, path = inflation.state_dict(), options.warm_start
     used = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not used:
         raise ValueError(
-            f"--warm-start {path} has nothing that this run trains: it holds {', '.join(info.config.to_json())} for a"
-            f" U-Net of {[level.width for level in info.structure.levels]} channels"
+            f"--warm-start {path} has nothing that this run trains, as its --preset is {options.preset}; what is there"
+            f" is {described(info)}"
         )
     inflation.load_state_dict(own | used)
     log.info(
         "%d of the %d tensors that train begin as in %s; %d of its %d are not used.",
         *(len(used), len(own), path, len(tensors) - len(used), len(tensors)),
     )
+    if info.schedule != options.schedule:
+        log.warning("%s was trained on the noise schedule %s; --schedule is %s.", path, info.schedule, options.schedule)
 
 
 def weights_of_losses(options: InflateOptions) -> Weights:

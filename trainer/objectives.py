@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..networks.clip import Clip
 from ..networks.config import InflationConfig
 from ..networks.inflation import Attached, Inflation
-from .batches import TIMESTEPS, Batch, Plan
+from .batches import TIMESTEPS, Batch, Plan, generator_for
 from .contrastive import ContrastiveHead, Queue, contrastive_loss, frame_pair
 from .host import InflatedUNet, Observed
 from .losses import batch_loss, noisy_rows, simple_loss
+from .seeding import seeded_by
 from .trs import Reduction, trs_of_layer, trs_weights
 
 
@@ -79,7 +80,9 @@ class Harivo(Denoising):
         self.head = self.queue = None
         if weights.contrastive:
             channels = self.inflation.structure.levels[-1].width
-            self.head, self.queue = ContrastiveHead(channels, middle_cells(network, plan)), Queue(channels, queue)
+            with seeded_by(generator_for(plan.seed, "head")):
+                self.head = ContrastiveHead(channels, middle_cells(network, plan))
+            self.queue = Queue(channels, queue)
 
     @property
     def inflation(self) -> Inflation:

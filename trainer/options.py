@@ -162,6 +162,7 @@ class InflateOptions(TrainOptions):
     8, 16, 24 and 80 GB: --config trainer/presets/inflate-24gb.toml.
     """
 
+    videos: Annotated[Path, Field(description="folder of clips, table of them (.csv, .jsonl), or tar shards")]
     output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
         "runs/video"
     )
@@ -182,7 +183,7 @@ class InflateOptions(TrainOptions):
     ] = "lumiere"
     halve: Annotated[
         tuple[int, ...] | None,
-        Field(description="levels after which frames are halved, 0 the finest; none: as the preset does"),
+        Field(description="levels after which frames are halved, 0 the finest; [] in a file: nowhere; none: as preset"),
     ] = None
     narrow: Annotated[bool, Field(description="Lumiere's convolution blocks at half the width inside")] = False
     mapping: Annotated[bool | None, Field(description="HARIVO's mapping network; none: as the preset has it")] = None
@@ -210,6 +211,11 @@ class InflateOptions(TrainOptions):
     ] = 0
     queue: Annotated[int, Field(ge=32, description="frames of earlier steps that it compares with")] = 1024
     ramp: Annotated[int, Field(ge=0, description="steps in which the weights of these two rise from 0")] = 1000
+
+    @field_validator("halve", mode="before")
+    @classmethod
+    def halve_as_the_preset(cls, halve):
+        return None if halve == ["none"] else halve  # what the flag makes of the word
 
 
 class ConvertOptions(Options):

@@ -11,13 +11,27 @@ from accelerate.utils import parse_flag_from_env
 
 from .options import TrainOptions
 
+DIVIDING = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
+"""Ways to divide a model among processes, and what accelerate says in the environment where it was asked for one."""
+
 
 def this_process() -> PartialState:
     """This process among those of the run, on the CPU where ACCELERATE_USE_CPU says so.
 
     Raises:
-        ValueError: several processes were started and do not know of one another: each would train alone.
+        ValueError: several processes were started and do not know of one another: each would train alone. Or the
+            model would be divided among them, while saves, the running mean and the file are made of whole weights.
     """
+    for way, variable in DIVIDING.items():
+        if parse_flag_from_env(variable):
+            raise ValueError(
+                f"accelerate is set up for {way}, which divides the model; every process must have the whole of it:"
+                " start them with `accelerate launch --multi_gpu` (DDP)."
+            )
     process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     started = int(os.environ.get("WORLD_SIZE", 1))
     if process.num_processes != started:

@@ -84,7 +84,7 @@ class Encoder:
         return Preview(caption, self.text_of(caption), self.text_of(""), *sampling)
 
     def leave(self) -> None:
-        """Makes room on the device for training."""
+        """Makes room on the device for training; what is not in the cache brings a model back."""
         self.base.vae.cpu()
         self.base.text_encoder.cpu()
 
@@ -175,7 +175,7 @@ def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> 
     )
     log.info("Memory of a step, estimated: %s", memory)
     free = free_memory(accelerator.device)
-    on_device = memory.frozen + memory.trained + memory.average
+    on_device = memory.frozen + memory.trained + memory.average + (memory.optimizer if training.step else 0)
     hint = free and advice(memory, free + on_device, checkpointing=options.checkpointing, precision=options.precision)
     if hint:
         log.warning("%s", hint)
@@ -238,8 +238,10 @@ def run(
 
     Raises:
         KeyboardInterrupt: Ctrl-C stopped it, and all is saved.
+        ValueError: processes do not begin at the same step.
     """
     accelerator = training.accelerator
+    check_together(options, training)
     if training.step == 0 and accelerator.is_main_process:
         milestones.measure()
     with Requests(options.output) as requests, logging_redirect_tqdm():
@@ -251,6 +253,16 @@ def run(
     accelerator.end_training()
     if requests.interrupted:
         raise KeyboardInterrupt
+
+
+def check_together(options: TrainOptions, training: Training) -> None:
+    """Makes sure that every process, on whatever machine, found the same save."""
+    steps = training.accelerator.gather(torch.tensor([training.step], device=training.accelerator.device))
+    if steps.min() < steps.max():
+        raise ValueError(
+            f"The processes are at steps {sorted(set(steps.tolist()))}: --output {options.output} must be one folder"
+            " that all machines share."
+        )
 
 
 def export(options: TrainOptions, training: Training, milestones: Milestones, start: Inflation) -> None:

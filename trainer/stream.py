@@ -157,10 +157,7 @@ class ClipStream:
                     return
             except ClipError as error:
                 problems.append(f"{source.name}: {error}")
-        raise ValueError(
-            f"no clip is left to train on: {len(self.held_out)} are held out, and {len(problems)} cannot be used"
-            + "".join(f"; {problem}" for problem in problems[:NAMED])
-        )
+        raise ValueError(none_left(len(self.held_out), problems))
 
 
 class Counted:
@@ -213,15 +210,21 @@ def unusable(source: Source, error: ClipError) -> str:
     return f"{source.name} cannot be used: {error}; mend it, take it away, or leave such clips out with --skip-bad"
 
 
+def none_left(held_out: int, problems: Sequence[str]) -> str:
+    named = "".join(f"; {problem}" for problem in problems[:NAMED])
+    return f"no clip is left to train on: {held_out} are held out, and {len(problems)} cannot be used{named}"
+
+
 def first_usable(
     shards: Sequence[Shard], count: int, load: Callable[[Source], TrainingClip], skip_bad: bool = False
 ) -> list[TrainingClip]:
-    """The first `count` clips of a set in its own order, to hold out; the same for every process and seed.
+    """The first `count` clips of a set in its own order, or all there are; the same for every process and seed.
 
     Raises:
-        ValueError: there are fewer, or one before them cannot be used and `skip_bad` is off.
+        ValueError: none can be used, or one before them cannot and `skip_bad` is off.
     """
     clips: dict[str, TrainingClip] = {}
+    problems = []
     for source in every_sample(shards):
         if len(clips) == count:
             break
@@ -232,8 +235,9 @@ def first_usable(
         except ClipError as error:
             if not skip_bad:
                 raise ValueError(unusable(source, error)) from error
-    if len(clips) < count:
-        raise ValueError(f"--held-out is {count}, but only {len(clips)} clips can be used; hold out fewer of them")
+            problems.append(f"{source.name}: {error}")
+    if not clips:
+        raise ValueError(none_left(0, problems))
     return list(clips.values())
 
 

@@ -1,5 +1,6 @@
 import runpy
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,14 +77,21 @@ def test_the_model_is_as_it_was():
 def test_weights_gradients_and_moments_are_counted(monkeypatch):
     model = tiny_objective()
     trained = sum(p.numel() for p in model.network.inflation.parameters())
-    monkeypatch.setattr(estimate, "measure_activations", lambda *_: 4 * trained + 100)
+    monkeypatch.setattr(estimate, "measure_activations", lambda *_: 9 * trained)
     memory = estimate_memory(model, (1, 2), (8, 8), average=True, eight_bit=False)
     assert memory.trained == memory.gradients == memory.average == 4 * trained
     assert memory.frozen == 4 * sum(p.numel() for p in tiny.tiny_unet().parameters())
-    assert (memory.optimizer, memory.activations) == (8 * trained, 100)
-    assert memory.total == memory.frozen + 20 * trained + 100
+    assert (memory.optimizer, memory.activations, memory.update) == (8 * trained, 5 * trained, 4 * trained)
+    assert memory.total == memory.frozen + 25 * trained
     eight = estimate_memory(model, (1, 2), (8, 8), average=False, eight_bit=True)
-    assert (eight.optimizer, eight.average) == (2 * trained, 0)
+    assert (eight.optimizer, eight.average, eight.update) == (2 * trained, 0, 0)
+
+
+def test_activations_are_gone_when_the_optimiser_steps():
+    memory = Memory(1, 2, 3, 4, 5, activations=10, update=7)
+    assert memory.total == 25 and "activations" in str(memory) and "update" not in str(memory)
+    memory = replace(memory, activations=6)
+    assert memory.total == 22 and "update" in str(memory) and "activations" not in str(memory)
 
 
 def test_sizes_are_written_in_a_unit_that_shows_them():
