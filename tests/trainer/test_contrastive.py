@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from stillmotion.trainer import contrastive
 from stillmotion.trainer.checkpoints import FORMAT, read_state, save_state
 from stillmotion.trainer.contrastive import (
     ENOUGH,
@@ -133,6 +134,15 @@ def test_no_gradient_leads_into_the_queue():
     contrastive_loss(z1, z2, queue).sum().backward()
     assert queue.entries.dtype == torch.float32 and not queue.entries.requires_grad
     assert earlier.grad is None and z1.grad.abs().min() > 0 and z2.grad.abs().min() > 0
+
+
+def test_a_queue_on_another_device_serves_and_follows(monkeypatch):
+    """One that was restored lies on the CPU, wherever the network computes."""
+    queue, z = filled_queue(), torch.empty(2, CHANNELS, device="meta")
+    monkeypatch.setattr(contrastive, "decoupled_contrastive", lambda z1, z2, negatives, _: negatives)
+    assert contrastive_loss(z, z, queue).device == z.device
+    queue.push(z)
+    assert queue.entries.device == z.device
 
 
 def test_a_restored_queue_goes_on_bit_for_bit(tmp_path):
