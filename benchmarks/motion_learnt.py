@@ -2,6 +2,7 @@
 
     python benchmarks/motion_learnt.py --base toy.safetensors --videos ./clips --motions a.safetensors b.safetensors
 
+A file with a memory is sampled once more with its gates shut, gamma 0: what the memory adds to the same weights.
 Prints a row for each: difference of neighbouring frames in latents and in grey levels, optical flow, and how much two
 frames eight apart differ for each difference of neighbours (independent frames: 1; motion that adds up: more).
 Writes a contact sheet and x-t slices into --output.
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from stillmotion.networks.motion_file import read_motion_file, write_motion_file
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.trainer.base import encode_frames, load_base
 from stillmotion.trainer.clips import decode, find_clips, fit
@@ -40,6 +42,16 @@ def numbers(samples: list[Sample]) -> list[float]:
     return [near, far / near, np.mean([m.difference for m in motions]), np.mean([m.flow for m in motions])]
 
 
+def with_shut_gates(motion: Path, folder: Path) -> list[Path]:
+    """The file, and where it has a memory a copy of it in `folder` whose gamma is 0 everywhere."""
+    info, tensors = read_motion_file(motion)
+    if not info.config.memory:
+        return [motion]
+    shut = {name: torch.zeros_like(t) if name.endswith(".gamma") else t for name, t in tensors.items()}
+    write_motion_file(folder / f"{motion.stem}, gamma 0.safetensors", shut, info)
+    return [motion, folder / f"{motion.stem}, gamma 0.safetensors"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", type=Path, required=True)
@@ -57,7 +69,8 @@ def main():
     base = load_base(options.base)
 
     groups = {"real clips": real_samples(options.videos, base, size, options.fps)}
-    for name, motion in [("base", None), *((m.stem, m) for m in options.motions)]:
+    motions = [m for motion in options.motions for m in with_shut_gates(motion, options.output)]
+    for name, motion in [("base", None), *((m.stem, m) for m in motions)]:
         groups[name] = [
             sample_with(
                 base, motion, name, options.caption, frames=FRAMES, size=size, seed=seed, guidance=options.guidance
