@@ -100,8 +100,10 @@ def last_save(options: TrainOptions) -> Path | None:
     """The newest save in the run's folder, None where there is nothing to resume.
 
     Raises:
-        ValueError: there is a run in the folder, and nobody asked to resume it.
+        ValueError: there is a run in the folder, and nobody asked to resume it; or it is no folder.
     """
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output is {options.output}, which is a file; give a folder for the run.")
     found = saved_states(saves_of(options))
     if found and not options.resume:
         raise ValueError(f"{options.output} holds a run already: go on with --resume, or choose another --output.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -116,7 +116,7 @@ def plan_of(options: TrainOptions, accelerator: Accelerator, **others) -> Plan:
 def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> InflatedUNet:
     """The frozen U-Net in the type it computes in, with what trains, in float32."""
     if options.precision != "fp32":
-        base.unet.to(TYPES[options.precision])
+        nn.Module.to(base.unet, TYPES[options.precision])  # diffusers' own warns of layers that are not there
     return InflatedUNet(base.unet, inflation, checkpointing=options.checkpointing)
 
 
@@ -205,8 +205,11 @@ def start_log(options: TrainOptions, training: Training, clips: Sequence[str], h
 
 
 def motion_info(options: TrainOptions, training: Training, captions: Sequence[str]) -> MotionInfo:
-    """What the motion file says of itself; of paths it keeps the last name, it is made to be shared."""
-    given = options.model_dump(mode="json")
+    """What the motion file says of itself; of paths it keeps the last name, it is made to be shared.
+
+    Not whether the run was interrupted: its file is the same, byte for byte.
+    """
+    given = options.model_dump(mode="json", exclude={"resume"})
     paths = {name: value.name for name in given if isinstance(value := getattr(options, name), Path)}
     return MotionInfo(
         config=training.inflation.config,

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from stillmotion.networks.config import InflationConfig, Queries
 from stillmotion.networks.inflation import Inflation
-from stillmotion.networks.motion_file import read_motion_file
+from stillmotion.networks.motion_file import read_motion_file, read_motion_info
 from stillmotion.trainer import milestones
 from stillmotion.trainer.cache import read_tensor
 from stillmotion.trainer.checkpoints import facts_of, read_state, same, saved_states
@@ -112,6 +112,9 @@ def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
     assert fewshot(place, "killed", "--resume") == 0
     assert not list((place / "killed").rglob("*.tmp"))
     assert same(load_file(place / "killed/killed.safetensors"), load_file(whole / "whole.safetensors"))
+    mine, theirs = (read_motion_info(place / name / f"{name}.safetensors").options for name in ("killed", "whole"))
+    asked = {"output", "preview_every", "preview_steps"}
+    assert {name for name in mine | theirs if mine.get(name) != theirs.get(name)} == asked, "not that it was resumed"
     steps = [line["step"] for line in read_log(place / "killed/log.jsonl") if "loss" in line]
     assert steps == [1, 2, 3, 4]
 
@@ -119,6 +122,12 @@ def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
 def test_a_finished_run_is_not_overwritten(place, whole, capsys):
     assert fewshot(place, "whole") == 2
     assert "holds a run already: go on with --resume" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(place, capsys):
+    (place / "file").touch()
+    assert fewshot(place, "file", "--videos", str(place / "nowhere")) == 2
+    assert "file, which is a file; give a folder for the run" in capsys.readouterr().err
 
 
 def record_of(folder):
