@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Literal, get_args
 
 from .recurrent import MemoryMode
@@ -60,9 +60,19 @@ class Temporal:
         return self.levels[0 if len(self.levels) == 1 else level]
 
     def check(self, structure: Structure) -> None:
-        """Raises ValueError where these are not the levels of a U-Net."""
+        """Raises ValueError where these are not the levels of a U-Net, or their norms do not fit its channels."""
         if len(self.levels) not in (1, len(structure.levels)):
             raise ValueError(f"kinds for {len(self.levels)} levels; this U-Net has {len(structure.levels)}")
+        for number, level in enumerate(structure.levels):
+            for kind in self.at_level(number):
+                self._check_channels(kind, level.width)
+
+    def _check_channels(self, kind: Kind, width: int) -> None:
+        halved = self.narrow and kind == "factorised"
+        unit = 64 if halved else 1 if kind == "stacked" else 32  # a GroupNorm has 32 groups
+        if width % unit:
+            name = f"narrow {kind}" if halved else kind
+            raise ValueError(f"{name} blocks need a multiple of {unit} channels; this U-Net has a level of {width}")
 
 
 @dataclass(frozen=True)
@@ -174,8 +184,13 @@ class InflationConfig:
     mapping: Mapping | None = None
     tokens: Tokens | None = None
 
+    def frames_at(self, level: int, frames: int) -> int:
+        """How many of a clip's frames there are at a level of the U-Net."""
+        halvings = sum(halved < level for halved in self.resampling.levels) if self.resampling else 0
+        return -(-frames // 2**halvings)
+
     def check(self, structure: Structure) -> None:
-        """Raises ValueError where a U-Net has not the levels that a part speaks of."""
+        """Raises ValueError where a U-Net has not the levels that a part speaks of, or not the channels it needs."""
         for part in (self.temporal, self.resampling):
             if part:
                 part.check(structure)
@@ -210,10 +225,13 @@ PARTS = {
 
 def _part_from_json(part: str, options: dict):
     known = sorted(field.name for field in fields(PARTS[part]))
+    needed = [field.name for field in fields(PARTS[part]) if field.default is MISSING]
     if not isinstance(options, dict):
         raise ValueError(f"the options of its part {part!r} are {options!r}; they must be an object")
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"its part {part!r} has an option {unknown[0]!r}; this version knows {', '.join(known)}")
+    if missing := [name for name in needed if name not in options]:
+        raise ValueError(f"its part {part!r} lacks {missing[0]!r}")
     try:
         return PARTS[part](**{name: _as_tuples(value) for name, value in options.items()})
     except (ValueError, TypeError) as error:

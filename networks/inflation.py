@@ -46,7 +46,7 @@ class Inflation(nn.Module):
         ops: where layers come from: `torch.nn`, or `comfy.ops.manual_cast` inside ComfyUI.
 
     Raises:
-        ValueError: the U-Net has not the levels that the config speaks of.
+        ValueError: the U-Net has not the levels that the config speaks of, or not the channels that it needs.
     """
 
     def __init__(self, config: InflationConfig, structure: Structure, ops=nn):

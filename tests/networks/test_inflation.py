@@ -338,7 +338,8 @@ def test_config_of_a_newer_version_is_refused_and_says_what_is_known(data, messa
         ({"resampling": {"levels": [1, 0]}}, r"levels \[1, 0\]; give at least one, each once, in rising order"),
         ({"resampling": {"levels": [1, 1]}}, r"levels \[1, 1\]; give at least one, each once, in rising order"),
         ({"resampling": {"levels": [0.0]}}, r"levels \(0.0,\); allowed are whole numbers from 0"),
-        ({"resampling": {}}, "'resampling' has .* missing .* 'levels'"),
+        ({"resampling": {}}, "^its part 'resampling' lacks 'levels'$"),
+        ({"tokens": {"count": 3}}, "^its part 'tokens' lacks 'frames'$"),
         ({"mapping": {"kernel": 1.0}}, "kernel 1.0; allowed are 1, 3"),
         ({"mapping": {"kernel": True}}, "kernel True; allowed are 1, 3"),
         ({"tokens": {"frames": 0}}, "frames 0; allowed are whole numbers from 1 to 1024"),
@@ -373,6 +374,34 @@ ONE_LEVEL = Structure((Level(32, (1,), (1,)),), middle=None, context=768)
 def test_levels_that_a_unet_has_not_are_refused(config, structure, message):
     with pytest.raises(ValueError, match=message):
         Inflation(config, structure)
+
+
+@pytest.mark.parametrize(
+    "kind, narrow, width, fits",
+    [
+        ("factorised", False, 32, True),
+        ("factorised", True, 64, True),
+        ("factorised", True, 32, "^narrow factorised blocks need a multiple of 64 channels; .* a level of 32$"),
+        ("factorised", True, 96, "narrow factorised blocks need a multiple of 64 channels; .* a level of 96$"),
+        ("attention", False, 48, "^attention blocks need a multiple of 32 channels; this U-Net has a level of 48$"),
+        ("convolution", True, 48, "convolution blocks need a multiple of 32 channels"),
+        ("stacked", True, 48, True),
+    ],
+)
+def test_channels_that_norms_cannot_divide_are_refused(kind, narrow, width, fits):
+    config = InflationConfig(Temporal(levels=((), (kind,)), narrow=narrow))
+    structure = Structure((Level(24, (1,), (1,)), Level(width, (1,), (1,))), middle=None, context=768)
+    if fits is True:
+        assert Inflation(config, structure).at("input_blocks.3.1", kind)
+    else:
+        with pytest.raises(ValueError, match=fits):
+            Inflation(config, structure)
+
+
+@pytest.mark.parametrize("levels, frames", [((), [9, 9, 9, 9]), ((0, 1, 2), [9, 5, 3, 2]), ((1,), [9, 9, 5, 5])])
+def test_the_frames_of_a_level_are_those_that_the_halvings_before_it_leave(levels, frames):
+    config = InflationConfig(resampling=Resampling(levels) if levels else None)
+    assert [config.frames_at(level, 9) for level in range(4)] == frames
 
 
 def test_kinds_are_those_of_their_level_each_at_its_sites():
