@@ -88,7 +88,8 @@ def _change(project: Projections, normed: Tensor, text: Tensor, tokens: Tensor, 
     query = _split(project.to_q(normed), project.heads)
     of_text, text_sum = _attended(project, query, text)
     of_tokens, tokens_sum = _attended(project, query, tokens)
-    share = torch.sigmoid(tokens_sum + weight.log() - text_sum).to(of_text.dtype)
+    log_weight = weight.clamp(min=torch.finfo(weight.dtype).tiny).log()  # log 0 has no gradient but NaN
+    share = torch.sigmoid(tokens_sum + log_weight - text_sum).to(of_text.dtype)
     return rearrange(share * (of_tokens - of_text), "b heads n d -> b n (heads d)")
 
 

@@ -126,7 +126,8 @@ def test_the_logarithm_of_the_weight_is_added_to_the_logits_of_the_tokens(g):
 
 def test_weight_zero_is_without_tokens():
     project, (normed, text, tokens) = cross_attention(), given()
-    assert not added_by_tokens(project, normed, text, tokens, weighed(0.0)).any()
+    plain = attend(project, normed, text)
+    assert torch.equal(plain + added_by_tokens(project, normed, text, tokens, weighed(0.0)), plain)
     sizes = [added_by_tokens(project, normed, text, tokens, weighed(g)).abs().max() for g in (1e-6, 1e-4, 1e-2)]
     torch.testing.assert_close(torch.stack(sizes[1:]) / 100, torch.stack(sizes[:-1]), rtol=1e-2, atol=0)
 
@@ -214,6 +215,17 @@ def test_a_neutral_start_changes_a_cross_attention_by_hardly_anything():
         changes[neutral] = ((got - plain).norm() / plain.norm()).item()
     assert 1e-6 < changes[True] < 1e-4
     assert changes[False] > 1e-2, "as printed, they count from the start"
+
+
+def test_a_weight_of_zero_has_gradients_of_zero():
+    """Not NaN, which would stop a run that starts from such a file."""
+    made, project, clip = inflation(), cross_attention(), Clip.of(4)
+    nn.init.zeros_(made.at(SITE, "tokens").gamma)
+    normed, text = torch.randn(8, PIXELS, WIDTH).double(), torch.randn(8, 77, CONTEXT).double()
+    _, got = after_attention([Attached(made)], project, normed, text, clip)
+    got.square().sum().backward()
+    used = [p for name in ("text.tokens", f"{SITE}.tokens") for p in made.get_submodule(name).parameters()]
+    assert max(p.grad.abs().max() for p in used) < 1e-30
 
 
 @pytest.mark.parametrize("neutral", [True, False])
