@@ -153,7 +153,8 @@ def structure_from_ldm(shapes: Shapes) -> Structure:
         if f"output_blocks.{i}.0.out_layers.3.weight" not in shapes:
             break
         up[-1].append(_depth(shapes, f"output_blocks.{i}.1"))
-        if any(f"output_blocks.{i}.{k}.conv.weight" in shapes for k in (1, 2)):
+        # 3: behind a layer of another pack, which stays among the host's own until another model is loaded
+        if any(f"output_blocks.{i}.{k}.conv.weight" in shapes for k in (1, 2, 3)):
             up.append([])
     middle = _depth(shapes, "middle_block.1") if "middle_block.0.out_layers.3.weight" in shapes else None
     return _structure(shapes, widths, down, up[::-1], middle)

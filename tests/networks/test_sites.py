@@ -278,6 +278,15 @@ def test_a_unit_ends_once_and_before_a_resize(name):
     assert all(before.ends_unit for before, site in zip(sites, sites[1:]) if site.kind in ("down", "up"))
 
 
+def test_layers_that_another_pack_has_put_before_each_resize_are_passed_over():
+    shapes = renamed_to_ldm(shapes_of(meta_unet(cross_attention_dim=768)), SD15)
+    for resize in ("output_blocks.2.1", "output_blocks.5.2", "output_blocks.8.2"):
+        block, _, place = resize.rpartition(".")
+        shapes[f"{block}.{int(place) + 1}.conv.weight"] = shapes.pop(f"{resize}.conv.weight")
+        shapes[f"{resize}.temporal_transformer.transformer_blocks.0.ff_norm.weight"] = (320,)
+    assert structure_from_ldm(shapes) == SD15
+
+
 @pytest.mark.parametrize("structure", [SD15, *SLIM_STRUCTURES.values()], ids=["sd15", *SLIM_STRUCTURES])
 def test_json_round_trip(structure):
     assert Structure.from_json(json.loads(json.dumps(structure.to_json()))) == structure
