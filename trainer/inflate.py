@@ -47,6 +47,9 @@ log = logging.getLogger("stillmotion")
 LOOKED_AT = 16
 """So many clips of a set are decoded and shown before training; the others are checked when their turn comes."""
 
+NOTHING_OF_AN_IMAGE = {"convolution", "transformer"}
+"""Kinds of blocks that leave a clip of one frame alone. They would get no gradients, which other processes wait for."""
+
 
 def inflate(options: InflateOptions) -> None:
     """Learns motion in general from a set of captioned clips of any size."""
@@ -63,6 +66,8 @@ def inflate(options: InflateOptions) -> None:
     base = load_base(options.base)
     check_objective(options, base)
     base_hash, structure = weights_of(base.unet), structure_of(base.unet)
+    start = starting_inflation(options, structure)
+    check_frames(options, start.config, structure)
     encoder = Encoder(options, base, accelerator.device)
     load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of)
     with accelerator.main_process_first():
@@ -72,9 +77,6 @@ def inflate(options: InflateOptions) -> None:
         preview = encoder.preview(measured[0].caption)
     encoder.leave()
 
-    start = starting_inflation(options, structure)
-    if options.contrastive:
-        check_middle(start.config, options.frames)
     network = network_for(options, base, copy.deepcopy(start))
     plan = plan_of(options, accelerator, schedule=options.schedule)
     training = new_training(options, accelerator, Harivo(network, plan, weights_of_losses(options), options.queue))
@@ -139,6 +141,19 @@ def halved(levels: tuple[int, ...], structure: Structure) -> Resampling | None:
     except ValueError as error:
         raise ValueError(f"--halve has {error}") from None
     return resampling
+
+
+def check_frames(options: InflateOptions, config: InflationConfig, structure: Structure) -> None:
+    """Raises ValueError where too few frames are left at a level for what learns there."""
+    if options.contrastive:
+        check_middle(config, options.frames)
+    for level in range(len(structure.levels)):
+        idle = NOTHING_OF_AN_IMAGE.intersection(config.temporal.at_level(level))
+        if idle and config.frames_at(level, options.frames) == 1:
+            raise ValueError(
+                f"--preset {options.preset} learns from neighbouring frames at every level, and at level {level} the"
+                f" {options.frames} have become one: give more --frames, or --halve them at fewer levels"
+            )
 
 
 def starting_inflation(options: InflateOptions, structure: Structure) -> Inflation:

@@ -183,7 +183,7 @@ class InflateOptions(TrainOptions):
     ] = "lumiere"
     halve: Annotated[
         tuple[int, ...] | None,
-        Field(description="levels after which frames are halved, 0 the finest; [] in a file: nowhere; none: as preset"),
+        Field(description="levels after which frames are halved, 0 the finest; or nowhere; none: as the preset has it"),
     ] = None
     narrow: Annotated[bool, Field(description="Lumiere's convolution blocks at half the width inside")] = False
     mapping: Annotated[bool | None, Field(description="HARIVO's mapping network; none: as the preset has it")] = None
@@ -214,8 +214,10 @@ class InflateOptions(TrainOptions):
 
     @field_validator("halve", mode="before")
     @classmethod
-    def halve_as_the_preset(cls, halve):
-        return None if halve == ["none"] else halve  # what the flag makes of the word
+    def halve_in_words(cls, halve):
+        if halve in ("nowhere", ["nowhere"]):  # a list is what the flag makes of a word
+            return ()
+        return None if halve == ["none"] else halve
 
 
 class ConvertOptions(Options):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Mapping, Resampling, Temporal, Tokens
 from stillmotion.networks.formats.animatediff import to_animatediff
 from stillmotion.networks.formats.modules import sd15_like
@@ -31,7 +33,7 @@ from stillmotion.trainer.checkpoints import read_state, same, saved_states
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.config import read_options
 from stillmotion.trainer.export import fresh_inflation
-from stillmotion.trainer.host import structure_of
+from stillmotion.trainer.host import InflatedUNet, structure_of
 from stillmotion.trainer.losses import signal_shares
 from stillmotion.trainer.options import InflateOptions
 from stillmotion.trainer.run import Encoder
@@ -296,9 +298,11 @@ def test_options_change_the_preset(flags, changed):
     assert config_of(*flags) == replace(PRESETS[flags[1]](SD15, 16), **changed)
 
 
-def test_an_empty_list_in_a_file_halves_nowhere(tmp_path):
-    (tmp_path / "run.toml").write_text("preset = 'lumiere'\nhalve = []\n")
+@pytest.mark.parametrize("said", ["[]", "'nowhere'", "['nowhere']"])
+def test_frames_can_be_halved_nowhere(tmp_path, said):
+    (tmp_path / "run.toml").write_text(f"preset = 'lumiere'\nhalve = {said}\n")
     assert config_of("--config", str(tmp_path / "run.toml")).resampling is None
+    assert config_of("--preset", "lumiere", "--halve", "nowhere").resampling is None
 
 
 PRESET_FILES = sorted((ROOT / "trainer/presets").iterdir())
@@ -340,6 +344,47 @@ def test_options_that_the_unet_or_preset_has_no_place_for(flags, said):
 def test_two_frames_must_be_left_in_the_middle_for_the_contrastive_loss(place, capsys):
     assert run(place, "none", "--contrastive", "0.1", "--frames", "2", "--steps", "1") == 2
     assert "compares two frames in the middle of the U-Net, where 2 frames have become one" in capsys.readouterr().err
+
+
+def test_blocks_that_would_never_learn_are_refused_before_anything_is_encoded(place, capsys, monkeypatch):
+    monkeypatch.setattr(Encoder, "latents_of", None)
+    assert run(place, "none", "--preset", "higen", "--halve", "0", "--frames", "2", "--steps", "1") == 2
+    said = "--preset higen learns from neighbouring frames at every level, and at level 1 the 2 have become one"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, fits",
+    [
+        ("--preset higen --halve 0 1 2 --frames 9", True),
+        ("--preset higen --halve 0 1 2 --frames 8", "at level 3 the 8 have become one: give more --frames, or --halve"),
+        ("--preset higen --halve 2 --frames 2", "at level 3 the 2 have become one"),
+        ("--preset higen --frames 2", True),
+        ("--preset lumiere --halve 0 1 2 --frames 8", True),
+    ],
+)
+def test_only_what_learns_from_several_frames_must_have_them_everywhere(flags, fits):
+    options = options_of(*flags.split())
+    config = inflate.inflation_config(options, SD15)
+    if fits is True:
+        return inflate.check_frames(options, config, SD15)
+    with pytest.raises(ValueError, match=fits):
+        inflate.check_frames(options, config, SD15)
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_refused_for_want_of_frames_is_what_would_get_no_gradients(preset, frames):
+    """Processes that train together wait for those of every weight."""
+    unet, options = tiny.tiny_unet(), options_of("--preset", preset, "--halve", "0", "--frames", str(frames))
+    config = inflate.inflation_config(options, structure_of(unet))
+    model = InflatedUNet(unet, Inflation(config, structure_of(unet)))
+    rows = torch.randn(frames, 4, 6, 4), torch.full((frames,), 500), torch.randn(frames, 77, 16)
+    model(*rows, Clip.of(frames)).sum().backward()
+    refused = (preset, frames) == ("higen", 2)
+    assert any(p.grad is None for p in model.inflation.parameters()) == refused
+    with pytest.raises(ValueError) if refused else nullcontext():
+        inflate.check_frames(options, config, structure_of(unet))
 
 
 @pytest.fixture
