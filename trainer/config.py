@@ -181,6 +181,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def describe(error: ErrorDetails, where: dict[str, str], kind: type[Options]) -> str:
     """One of pydantic's errors as a sentence for the person who typed the value."""
     limit = error["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
+    limit = limit.replace("be a valid tuple", "be a list")  # which TOML has
     if not error["loc"]:  # the class itself checks how its options go together
         return limit
     name = str(error["loc"][0])

@@ -82,7 +82,14 @@ def shards_of(videos: Path | str, caption: str | None = None) -> list[Shard]:
 
 
 def expanded(videos: Path) -> list[str]:
-    return expand_urls(videos.as_posix()) if "{" in str(videos) and not videos.exists() else [str(videos)]
+    if "{" not in str(videos) or videos.exists():
+        return [str(videos)]
+    try:
+        return expand_urls(videos.as_posix())
+    except ValueError as error:
+        raise ValueError(
+            f"{videos} has a brace without its other half; shards/{{000..123}}.tar names several"
+        ) from error
 
 
 def parts_of(path: Path, folder: Path, prefix: str, caption: str | None) -> Sequence[Shard]:

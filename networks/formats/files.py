@@ -40,6 +40,8 @@ def read_any_motion_file(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
 
 def read_motion_adapter(folder: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
     """The adapter in a folder that diffusers wrote. Errors as in `read_any_motion_file`."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is no MotionAdapter as diffusers saves one: it holds no {ADAPTER_CONFIG}.")
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -99,6 +99,7 @@ def test_flags_win_over_the_file(tmp_path):
         (b"stpes = 5", ["no option stpes", "did you mean steps?"]),
         (b"[learn]\nsteps = 5", ["no option learn"]),
         (b"steps = 0", ["steps in ", "is 0", "greater than or equal to 1"]),
+        (b"prompts = 'a cat'", ["prompts in ", "is a cat; it should be a list"]),
         (b"steps: 5", ["not a TOML file", "line 1"]),
         (b"\xff\xfe", ["not a TOML file"]),
     ],

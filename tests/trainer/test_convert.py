@@ -188,7 +188,8 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, motion, animated
         "image.ckpt cannot be used: it holds no motion modules": ("--input", tmp_path / "image.ckpt", "--output", out),
         "There is no motion file": ("--input", tmp_path / "none.safetensors", "--output", out),
         "there is no file": ("--input", tmp_path / "none.ckpt", "--output", out),
-        "config.json": ("--input", tmp_path / "folder", "--output", out),
+        "folder is no MotionAdapter as diffusers saves one: it holds no config.json": (
+            "--input", tmp_path / "folder", "--output", out),
         "ends in .safetensors": ("--input", path, "--output", tmp_path / "out"),
         "a.ckpt cannot be merged: it holds": ("--input", path, "--output", out, "--lora", tmp_path / "a.ckpt"),
     }  # fmt: skip

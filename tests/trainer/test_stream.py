@@ -473,6 +473,10 @@ def test_braces_name_tar_files_and_folders(tmp_path):
     assert names == [*(f"a/{n:06}.tar/{n}.mp4" for n in range(9, 13)), "b/x.mp4"]
     with pytest.raises(FileNotFoundError, match="000013.tar does not exist"):
         shards_of(tmp_path / "a/{000012..000013}.tar")
+    with pytest.raises(
+        ValueError, match=r"12\.\.13\.tar has a brace without its other half; shards/\{000\.\.123\}\.tar"
+    ):
+        shards_of(tmp_path / "{12..13.tar")
 
 
 def test_tar_files_and_tables_anywhere_in_a_folder_are_the_set(tmp_path, caplog):
