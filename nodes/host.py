@@ -85,9 +85,13 @@ def load_motion(path: Path) -> LoadedMotion:
     stamp = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
     loaded = _loaded.get(stamp)
     if loaded is None:
+        from ..networks.formats.animatediff import remark  # here, for it would slow down ComfyUI's start
+
         info, tensors = read(path)
         if "format" in info.options:
             log.info("%s: %s", path.name, info.options["format"])
+        if said := remark(info):
+            log.warning("%s makes clips that are like AnimateDiff's, not the same: %s.", path.name, said)
         queries = {name: tensor for name, tensor in tensors.items() if ".queries." in name}
         rest = without_queries(info.config) != InflationConfig()
         loaded = LoadedMotion(path, info, queries, make_patcher(path, info, tensors) if rest else None)

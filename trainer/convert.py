@@ -34,6 +34,8 @@ def convert(options: ConvertOptions) -> None:
     """Reads, merges and writes; every file is read back before it is called done."""
     info, tensors = read_input(options.input)
     log.info("%s: %s", options.input, described(info))
+    if said := animatediff.remark(info):
+        log.warning("It makes clips that are like AnimateDiff's, not the same: %s.", said)
     for path in options.lora:
         tensors = with_lora(path, info, tensors, options.lora_strength)
     if options.to == "stillmotion":

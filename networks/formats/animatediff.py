@@ -46,6 +46,13 @@ def version(info: MotionInfo) -> str:
     return {24: "AnimateDiff v1", 32: "AnimateDiff v3"}.get(info.positions, f"AnimateDiff for {info.positions} frames")
 
 
+def remark(info: MotionInfo) -> str | None:
+    """What makes clips with a file other than AnimateDiff's own, None where nothing does."""
+    if info.options.get("format") == "AnimateDiff v1":
+        return "it was trained with the image model's own norms over whole clips; here they stay those of each frame"
+    return None
+
+
 def from_animatediff(tensors: Tensors) -> tuple[MotionInfo, dict[str, Tensor]]:
     """A file's motion modules as an inflation. Raises ValueError where they are damaged or none of SD1.5.
 

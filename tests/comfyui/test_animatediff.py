@@ -129,7 +129,13 @@ def test_what_a_file_is_stands_in_the_log(folder, load, model, caplog):
     safetensors.torch.save_file(module(), folder / "mm.safetensors")
     with caplog.at_level("INFO", logger="stillmotion"):
         load(model, "mm.safetensors")
-    assert "mm.safetensors: AnimateDiff v2" in caplog.text
+    assert "mm.safetensors: AnimateDiff v2" in caplog.text and "not the same" not in caplog.text
+
+
+def test_a_first_version_whose_norms_of_the_image_model_are_not_followed_is_warned_about(folder, load, model, caplog):
+    safetensors.torch.save_file(module(middle=False, positions=24), folder / "mm.safetensors")
+    load(model, "mm.safetensors")
+    assert "mm.safetensors makes clips that are like AnimateDiff's, not the same: it was trained" in caplog.text
 
 
 def test_a_pickled_module_is_listed_and_refused_with_the_command_that_converts_it(pack, folder, load, model):

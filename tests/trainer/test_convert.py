@@ -130,6 +130,15 @@ def test_through_both_formats_and_home_again(tmp_path, motion, caplog):
     assert read_motion_adapter(tmp_path / "b")[0].positions == 32
 
 
+@pytest.mark.parametrize("positions, warned", [(24, True), (32, False), (None, False)])
+def test_a_first_version_is_warned_of(tmp_path, caplog, positions, warned):
+    """Its training took the image model's norms over whole clips, which no host here does."""
+    info = MotionInfo(InflationConfig(Temporal()), SMALL, positions=positions)
+    safetensors.torch.save_file(to_animatediff(info, trained()), tmp_path / "a.safetensors")
+    assert convert("--input", tmp_path / "a.safetensors", "--output", tmp_path / "b.safetensors") == 0
+    assert ("the image model's own norms over whole clips" in caplog.text) == warned
+
+
 def test_a_schedule_that_the_format_cannot_say_is_warned_of(tmp_path, caplog):
     path = tmp_path / "motion.safetensors"
     write_motion_file(path, trained(), MotionInfo(InflationConfig(Temporal()), SMALL))
