@@ -1,6 +1,6 @@
 """One motion module through our STUNet Loader and through AnimateDiff-Evolved: the same clip, and what a step costs.
 
-    python benchmarks/animatediff_evolved.py --evolved PATH [--frames 16 32 80] [--cells 16] [--rounds 3]
+    python benchmarks/animatediff_evolved.py --evolved PATH [--frames 16 32 80] [--cells 16] [--rounds 3] [--only-speed]
 
 PATH is a checkout of ComfyUI-AnimateDiff-Evolved, which is no part of this project. Needs a ComfyUI at $COMFYUI_PATH or
 ~/comfy/ComfyUI, and 10 GB of memory: the U-Net is SD1.5's at its full width, for that pack loads modules of no other.
@@ -10,28 +10,26 @@ Weights are random. Everything runs on a CPU, in one thread; attention is PyTorc
 import argparse
 import asyncio
 import inspect
-import json
 import logging
 import os
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import safetensors
 import safetensors.torch
 import torch
-from stillmotion.networks.config import InflationConfig, Temporal
+from stillmotion.networks.config import InflationConfig, Resampling, Temporal
 from stillmotion.networks.formats.animatediff import to_animatediff
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.presets import lumiere
+from turns import HEADER, print_costs, randomise
 
 ANIMATEDIFF = InflationConfig(temporal=Temporal(middle=True))
-TIMED = {"AnimateDiff's blocks": lambda structure, frames: ANIMATEDIFF, "Lumiere's space-time U-Net": lumiere}
-"""Timed in our loop, against AnimateDiff-Evolved with a module of version 2; each for a U-Net and so many frames."""
+HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
 
 LAYOUTS = {"v2": ANIMATEDIFF, "v3": InflationConfig(temporal=Temporal(middle=False))}
 CLIP = {"frames": 7, "height": 8, "width": 16, "steps": 2, "cfg": 3.0}
@@ -77,12 +75,6 @@ def load_comfyui(evolved, folder):
         folder_paths.add_model_folder_path(kind, str(folder))
     for pack in (evolved, PACK):
         assert asyncio.run(nodes.load_custom_node(str(pack))), f"{pack} could not be loaded"
-
-
-def randomise(module):
-    for name, parameter in module.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.02)
-    return module.requires_grad_(False)
 
 
 def random_model():
@@ -217,46 +209,20 @@ def print_differences_on_windows(model, file):
         print_difference(f"{name} windows of 6 frames on v2", theirs, sample(windows(ours), **LONG), whole)
 
 
-def seconds(model, frames, cells):
-    """CPU seconds of a step in this process, which other load does not count into."""
-    began = time.process_time()
-    sample(model, frames, cells, cells)
-    return time.process_time() - began
-
-
-def peak_memory(model, frames, cells):
-    """MB of tensors that a step holds at once, as PyTorch's allocator reports them."""
-    with tempfile.TemporaryDirectory() as folder:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-            sample(model, frames, cells, cells)
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_bytes())["traceEvents"]
-    changes = [event["args"] for event in events if event["name"] == "[memory]"]
-    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
-    return (max(change["Total Allocated"] for change in changes) - before) / 2**20
-
-
-def print_row(name, both, frames, options):
-    """Whoever went first goes second in the next round."""
-    memory = {who: peak_memory(model, frames, options.cells) for who, model in both.items()}
-    turns = [list(both.items())[:: -1 if i % 2 else 1] for i in range(options.rounds)]
-    times = [{who: seconds(model, frames, options.cells) for who, model in turn} for turn in turns]
-    ratios = [t["ours"] / t["theirs"] for t in times]
-    print(
-        f"| {name} | {frames} | {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        f" | {median(t['theirs'] for t in times):.1f} | {memory['ours'] / memory['theirs']:.3f}"
-        f" | {memory['theirs']:.0f} |",
-        flush=True,
-    )
-
-
 def print_speeds(model, options):
-    theirs = in_evolved(model, "long.safetensors")
-    print("\n| | frames | time, ours / theirs | theirs, s | memory, ours / theirs | theirs, MB |")
-    print("|---|---|---|---|---|---|")
-    for name, config in TIMED.items():
-        for frames in options.frames:
-            print_row(name, {"theirs": theirs, "ours": in_our_loop(model, config(SD15, frames))}, frames, options)
+    """AnimateDiff-Evolved has a module of version 2; ours are timed as their files would be."""
+    for frames in options.frames:
+        models = {
+            "SD1.5 alone": model,
+            "AnimateDiff-Evolved": in_evolved(model, "long.safetensors"),
+            "AnimateDiff's blocks here": in_our_loop(model, ANIMATEDIFF),
+            "frames halved three times": in_our_loop(model, HALVED),
+            "Lumiere's space-time U-Net": in_our_loop(model, lumiere(SD15, frames)),
+        }
+        cells = options.cells
+        print_costs(
+            frames, {name: partial(sample, m, frames, cells, cells) for name, m in models.items()}, options.rounds
+        )
 
 
 def main():
@@ -265,6 +231,7 @@ def main():
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 80], help="of the clips that are timed")
     parser.add_argument("--cells", type=int, default=16, help="width and height of their latents")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-speed", action="store_true", help="do not compare what the clips look like")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -272,7 +239,9 @@ def main():
         load_comfyui(options.evolved.resolve(), Path(folder))
         write_files(Path(folder), max(options.frames))
         model = random_model()
-        print_differences(model)
+        if not options.only_speed:
+            print_differences(model)
+        print(f"\n{HEADER}")
         print_speeds(model, options)
 
 

@@ -1,42 +1,35 @@
-"""The trainer's host against diffusers' UNetMotionModel on the same weights: the same video, and what a forward costs.
+"""The trainer's host against diffusers' UNetMotionModel on the same weights: the same video, and what it costs.
 
     python benchmarks/motion_model.py [--width 320] [--frames 16 32 80] [--cells 16] [--rounds 3]
+        [--checkpointing]
 
-SD1.5's layers with random weights, on a CPU, one thread, without gradients; 8 GB of memory at its full width of 320.
+Two tables: a forward, and a training step (forward and backward; gradients of the motion modules, of the image model
+alone those of its input). With --checkpointing layers are recomputed in it as each offers it: ours all of them,
+diffusers' all but the motion modules. SD1.5's layers with random weights, on a CPU, in one thread.
 """
 
 import argparse
-import json
-import tempfile
-import time
-from pathlib import Path
-from statistics import median
+from functools import partial
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import InflationConfig, Temporal
+from stillmotion.networks.config import InflationConfig, Resampling, Temporal
 from stillmotion.networks.formats.motion_adapter import to_motion_adapter
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.presets import lumiere
 from stillmotion.trainer.host import InflatedUNet, structure_of
+from turns import HEADER, print_costs, randomise
 
 ANIMATEDIFF = InflationConfig(temporal=Temporal(norm_scope="clip", middle=True))
-TIMED = {"AnimateDiff's blocks": lambda structure, frames: ANIMATEDIFF, "Lumiere's space-time U-Net": lumiere}
-"""Timed in our host, against UNetMotionModel with the first of them; each for a U-Net and so many frames."""
+HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
 
 
 def random_unet(width):
     widths = (width, 2 * width, 4 * width, 4 * width)
     unet = UNet2DConditionModel(block_out_channels=widths, cross_attention_dim=768, attention_head_dim=8)
     return randomise(unet.eval())
-
-
-def randomise(module):
-    for name, parameter in module.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.02)
-    return module.requires_grad_(False)
 
 
 def in_diffusers(unet, inflation, frames):
@@ -50,80 +43,89 @@ def in_diffusers(unet, inflation, frames):
     return model.eval().requires_grad_(False)
 
 
-def forwards(models, frames, cells):
-    """Each model's forward of one clip, called with no arguments; all return `(frames, channels, height, width)`."""
+def forward_of(model, frames, cells):
+    """A forward of one clip, called with no arguments, which returns `(frames, channels, height, width)`."""
     generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(frames, 4, cells, cells, generator=generator)
+    sample = torch.randn(frames, 4, cells, cells, generator=generator, requires_grad=True)
     text = torch.randn(1, 77, 768, generator=generator).repeat(frames, 1, 1)
-    clip, times = sample.transpose(0, 1)[None], torch.full((frames,), 500)
-    return {
-        "theirs": lambda: models["theirs"](clip, 500, text).sample[0].transpose(0, 1),
-        "ours": lambda: models["ours"](sample, times, text, Clip.of(frames)),
-    }
+    if isinstance(model, UNetMotionModel):
+        return lambda: model(sample.transpose(0, 1)[None], 500, text).sample[0].transpose(0, 1)
+    return lambda: model(sample, torch.full((frames,), 500), text, Clip.of(frames))
 
 
-def seconds(forward):
-    """CPU seconds of this process, which other load does not count into."""
-    began = time.process_time()
-    forward()
-    return time.process_time() - began
+def train(model, forward):
+    """A step without its optimiser."""
+    model.zero_grad(set_to_none=True)
+    forward().square().mean().backward()
 
 
-def peak_memory(forward):
-    """MB of tensors that a forward holds at once beside the weights, as PyTorch's allocator reports them."""
-    with tempfile.TemporaryDirectory() as folder:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-            forward()
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_bytes())["traceEvents"]
-    changes = [event["args"] for event in events if event["name"] == "[memory]"]
-    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
-    return (max(change["Total Allocated"] for change in changes) - before) / 2**20
+def trained(model, checkpointing):
+    """With gradients for the motion modules."""
+    if isinstance(model, UNetMotionModel):
+        model.train().freeze_unet2d_params()
+        model.enable_gradient_checkpointing() if checkpointing else None
+        return model
+    model.checkpointing = checkpointing
+    if model.inflation is not None:
+        model.inflation.requires_grad_(True)
+    return model
 
 
-def print_difference(models, still, cells):
-    both, image = forwards(models, 7, cells), forwards({"theirs": models["theirs"], "ours": still}, 7, cells)
-    theirs, ours = both["theirs"](), both["ours"]()
+def print_difference(theirs, ours, still, cells):
+    theirs, ours, still = (forward_of(model, 7, cells)() for model in (theirs, ours, still))
     print(
         f"max abs difference of a clip: {(ours - theirs).abs().max():.1e}; of the clip without motion:"
-        f" {(ours - image['ours']()).abs().max():.2f}; largest value {ours.abs().max():.1f}"
+        f" {(ours - still).abs().max():.2f}; largest value {ours.abs().max():.1f}"
     )
 
 
-def print_row(name, frames, both, rounds):
-    """Whoever went first goes second in the next round."""
-    memory = {who: peak_memory(forward) for who, forward in both.items()}
-    turns = [list(both.items())[:: -1 if i % 2 else 1] for i in range(rounds)]
-    times = [{who: seconds(forward) for who, forward in turn} for turn in turns]
-    ratios = [t["ours"] / t["theirs"] for t in times]
-    print(
-        f"| {name} | {frames} | {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        f" | {median(t['theirs'] for t in times):.1f} | {memory['ours'] / memory['theirs']:.3f}"
-        f" | {memory['theirs']:.0f} |",
-        flush=True,
-    )
+def models_of(unet, theirs, frames):
+    """By name; those that are ours share the tensors of `unet`."""
+    structure = structure_of(unet)
+    configs = {
+        "AnimateDiff's blocks here": ANIMATEDIFF,
+        "frames halved three times": HALVED,
+        "Lumiere's space-time U-Net": lumiere(structure, frames),
+    }
+    ours = {name: InflatedUNet(unet, randomise(Inflation(config, structure))) for name, config in configs.items()}
+    for model in ours.values():
+        model.inflation.requires_grad_(False)
+    return {"the image model alone": InflatedUNet(unet), "diffusers' UNetMotionModel": theirs, **ours}
 
 
-@torch.no_grad()
+def print_forwards(unet, theirs, options):
+    print(f"\nA forward:\n\n{HEADER}")
+    for frames in options.frames:
+        models = models_of(unet, theirs, frames)
+        print_costs(frames, {name: forward_of(m, frames, options.cells) for name, m in models.items()}, options.rounds)
+
+
+def print_steps(unet, theirs, options):
+    print(f"\nA training step:\n\n{HEADER}")
+    for frames in options.frames:
+        models = {
+            name: trained(model, options.checkpointing) for name, model in models_of(unet, theirs, frames).items()
+        }
+        steps = {name: partial(train, m, forward_of(m, frames, options.cells)) for name, m in models.items()}
+        print_costs(frames, steps, options.rounds)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--width", type=int, default=320, help="channels of the finest level, default 320")
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 80])
     parser.add_argument("--cells", type=int, default=16, help="width and height of the latent, default 16")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
     options = parser.parse_args()
     torch.set_num_threads(1)
     unet = random_unet(options.width)
-    structure = structure_of(unet)
-    same = randomise(Inflation(ANIMATEDIFF, structure))
+    same = randomise(Inflation(ANIMATEDIFF, structure_of(unet)))
     theirs = in_diffusers(unet, same, max(options.frames))
-    print_difference({"theirs": theirs, "ours": InflatedUNet(unet, same)}, InflatedUNet(unet), options.cells)
-    print("\n| | frames | time, ours / theirs | theirs, s | memory, ours / theirs | theirs, MB |")
-    print("|---|---|---|---|---|---|")
-    for name, config in TIMED.items():
-        for frames in options.frames:
-            ours = InflatedUNet(unet, randomise(Inflation(config(structure, frames), structure)))
-            print_row(name, frames, forwards({"theirs": theirs, "ours": ours}, frames, options.cells), options.rounds)
+    with torch.no_grad():
+        print_difference(theirs, InflatedUNet(unet, same), InflatedUNet(unet), options.cells)
+        print_forwards(unet, theirs, options)
+    print_steps(unet, theirs, options)
 
 
 if __name__ == "__main__":

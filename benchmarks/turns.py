@@ -1,0 +1,53 @@
+"""What several ways to the same end cost, in one run and in turn, so that a change of the machine's speed meets all."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+
+def randomise(module):
+    """Random weights that keep activations finite, without gradients."""
+    for name, parameter in module.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.02)
+    return module.requires_grad_(False)
+
+
+def cpu_seconds(run):
+    """CPU seconds of this process, which other load does not count into."""
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def peak_memory(run):
+    """MB of tensors that a run holds at once beside what was there before, as PyTorch's allocator reports them."""
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            run()
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_bytes())["traceEvents"]
+    changes = [event["args"] for event in events if event["name"] == "[memory]"]
+    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
+    return (max(change["Total Allocated"] for change in changes) - before) / 2**20
+
+
+HEADER = "| frames | | s | / image model | / theirs | MB | / image model | / theirs |\n" + "|---" * 8 + "|"
+
+
+def print_costs(frames, ways, rounds):
+    """A row for each of `ways`, functions by name, of which the first is the image model alone, the second theirs.
+
+    Times are medians, their ratios medians of the ratios of each round; whoever went first goes last in the next round.
+    """
+    memory = {name: peak_memory(run) for name, run in ways.items()}
+    turns = [list(ways.items())[:: -1 if i % 2 else 1] for i in range(rounds)]
+    times = [{name: cpu_seconds(run) for name, run in turn} for turn in turns]
+    for name in ways:
+        seconds = [f"{median(t[name] for t in times):.1f}"]
+        seconds += [f"{median(t[name] / t[other] for t in times):.2f}" for other in list(ways)[:2]]
+        mb = [f"{memory[name]:.0f}", *(f"{memory[name] / memory[other]:.2f}" for other in list(ways)[:2])]
+        print(f"| {frames} | {name} | {' | '.join(seconds + mb)} |", flush=True)
