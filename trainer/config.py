@@ -14,7 +14,16 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -22,13 +31,23 @@ from pydantic_core import ErrorDetails
 class Options(BaseModel):
     """Base of every command's options; the docstring of a subclass is the command's help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_number_is_a_switch(cls, value, info: ValidationInfo):
+        """To pydantic `true` is 1."""
+        if isinstance(value, bool) and type_of(cls.model_fields[info.field_name or ""]) in (int, float):
+            raise ValueError("it should be a number, not true or false")
+        return value
 
 
 def parse_size(value):
-    """Turns "512x320" into (512, 320); anything else goes on to pydantic as it is."""
-    if not isinstance(value, str):
+    """Turns "512x320" into (512, 320); two values of a list go on to pydantic as they are."""
+    if isinstance(value, list | tuple) and len(value) == 2:
         return value
+    if not isinstance(value, str):
+        raise ValueError("a size is width x height in pixels, such as 512x320")
     width, times, height = value.lower().partition("x")
     if not (times and width.strip().isdecimal() and height.strip().isdecimal()):
         raise ValueError("a size is width x height in pixels, such as 512x320")
@@ -181,6 +200,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def describe(error: ErrorDetails, where: dict[str, str], kind: type[Options]) -> str:
     """One of pydantic's errors as a sentence for the person who typed the value."""
     limit = error["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
+    limit = "it should be a path, in quotes" if error["type"] == "path_type" else limit
     limit = limit.replace("be a valid tuple", "be a list")  # which TOML has
     if not error["loc"]:  # the class itself checks how its options go together
         return limit

@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from .config import Options, Size
 
+LARGEST_SEED = 2**63 - 1  # torch takes twice that, and what is drawn for one seed may use others near it
+LARGEST_SIDE = 2048  # pixels, four times what SD1.5 was made for; more would fill the memory before a clip is read
+
 
 class ClipOptions(Options):
     """What the commands that read clips share."""
@@ -24,8 +27,8 @@ class ClipOptions(Options):
     @field_validator("size")
     @classmethod
     def size_in_cells(cls, size):
-        if min(size) < 8 or size[0] % 8 or size[1] % 8:
-            raise ValueError("width and height must be multiples of 8, such as 512x320")
+        if max(size) > LARGEST_SIDE or size[0] % 8 or size[1] % 8:
+            raise ValueError(f"width and height must be multiples of 8 up to {LARGEST_SIDE}, such as 512x320")
         return size
 
 
@@ -41,7 +44,7 @@ class DemoOptions(Options):
     base: Annotated[Path | None, Field(description="a base made before by `toy`; none: one is made now")] = None
     base_steps: Annotated[int, Field(ge=0, description="training steps of that base")] = 2000
     steps: Annotated[int, Field(ge=1, description="training steps of the motion")] = 800
-    seed: Annotated[int, Field(ge=0, description="seed of everything")] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everything")] = 0
 
 
 class ToyOptions(Options):
@@ -57,7 +60,7 @@ class ToyOptions(Options):
     )
     batch_size: Annotated[int, Field(ge=1, description="pictures in a training step of the U-Net")] = 16
     learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of the U-Net")] = 3e-4
-    seed: Annotated[int, Field(ge=0, description="seed of the weights and of everything drawn")] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of the weights and of everything drawn")] = 0
 
 
 class CheckOptions(ClipOptions):
@@ -80,7 +83,9 @@ class TrainOptions(ClipOptions):
     warm_up: Annotated[int, Field(ge=0, description="steps of rising rate, at most half of all; then it falls")] = 100
     batch_size: Annotated[int, Field(ge=1, description="clips computed at once, for each process")] = 1
     accumulation: Annotated[int, Field(ge=1, description="batches before each update")] = 1
-    seed: Annotated[int, Field(ge=0, description="seed of the weights, the order, the noise and the samples")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="seed of the weights, the order, the noise and the samples")
+    ] = 0
 
     caption_dropout: Annotated[float, Field(ge=0, le=1, description="share of clips seen without their caption")] = 0.1
     weighting: Annotated[

@@ -72,6 +72,7 @@ def test_defaults_stay_where_nothing_is_given():
         (["--videos", "a", "--size", "512"], ["--size is 512", "512x320"]),
         (["--videos", "a", "--size", "0x8"], ["--size is 0", "greater than 0"]),
         (["--videos", "a", "--preview-size", "8x"], ["--preview-size is 8x", "512x320"]),
+        (["--videos", "a", "--ema", "nan"], ["--ema is nan", "finite number"]),
         (["--videos", "a", "--crop", "centre"], ["--crop is centre", "'center' or 'random'"]),
         (["--videos", "a", "--bits", "4"], ["--bits is 4", "8, 16 or 32"]),
         (["--videos", "a", "--steps", "0", "--bits", "4"], ["--steps is 0", "--bits is 4"]),
@@ -84,6 +85,22 @@ def test_defaults_stay_where_nothing_is_given():
 def test_a_refused_flag_is_named_with_its_value_and_what_is_allowed(arguments, words):
     message = refusal(*arguments)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", ["check", "fewshot", "inflate"])
+@pytest.mark.parametrize("size", ["65x48", "100000x64"])
+def test_sizes_that_cannot_be_trained_on_are_refused_before_a_clip_is_read(name, size):
+    given = ["--videos", "a", *([] if name == "check" else ["--base", "b"]), "--size", size]
+    with pytest.raises(ValueError, match=f"--size is {size}; width and height must be multiples of 8 up to 2048"):
+        read_options(cli.COMMANDS[name].options, given, name)
+
+
+@pytest.mark.parametrize("name", ["demo", "toy", "fewshot", "inflate"])
+def test_seeds_that_torch_does_not_know_are_refused(name):
+    given = ["--videos", "a", "--base", "b"] if name in ("fewshot", "inflate") else []
+    assert read_options(cli.COMMANDS[name].options, [*given, "--seed", str(2**63 - 1)], name).seed == 2**63 - 1
+    with pytest.raises(ValueError, match="--seed is 9223372036854775808; it should be less than or equal to"):
+        read_options(cli.COMMANDS[name].options, [*given, "--seed", str(2**63)], name)
 
 
 def test_flags_win_over_the_file(tmp_path):
@@ -99,6 +116,9 @@ def test_flags_win_over_the_file(tmp_path):
         (b"stpes = 5", ["no option stpes", "did you mean steps?"]),
         (b"[learn]\nsteps = 5", ["no option learn"]),
         (b"steps = 0", ["steps in ", "is 0", "greater than or equal to 1"]),
+        (b"steps = true", ["steps in ", "is True; it should be a number"]),
+        (b"ema = false", ["ema in ", "is False; it should be a number"]),
+        (b"size = [64, 48, 3]", ["size in ", "is [64, 48, 3]; a size is width x height"]),
         (b"prompts = 'a cat'", ["prompts in ", "is a cat; it should be a list"]),
         (b"steps: 5", ["not a TOML file", "line 1"]),
         (b"\xff\xfe", ["not a TOML file"]),
@@ -109,6 +129,11 @@ def test_a_refused_file_is_named(tmp_path, text, words):
     file.write_bytes(text)
     message = refusal("--videos", "a", "--config", str(file))
     assert all(word in message for word in [*words, str(file)]), message
+
+
+def test_a_path_that_is_none_is_said_in_plain_words(tmp_path):
+    (tmp_path / "run.toml").write_text("videos = 3", encoding="utf-8")
+    assert refusal("--config", str(tmp_path / "run.toml")).endswith("is 3; it should be a path, in quotes")
 
 
 def test_a_missing_file_is_named():
