@@ -60,7 +60,10 @@ def find_clips(folder: Path, caption: str | None = None) -> list[Source]:
     folder = folder.absolute()  # so that "." has a name
     if folder.is_file():
         files = [path for path in folder.parent.iterdir() if path.is_file()]
-        return [source for source in sources_of(folder.parent, files, caption) if source.path == folder]
+        sources = [source for source in sources_of(folder.parent, files, caption) if source.path == folder]
+        if not sources:
+            raise ValueError(f"{folder} is no clip; give a folder with clips, or one clip")
+        return sources
     sources = sources_of(folder, list(walk(folder)), caption)
     if not sources:
         raise ValueError(f"{folder} holds no clips: no video, no animated picture, no folder of numbered pictures")
@@ -157,7 +160,7 @@ def decode(source: Source, fps: float, frames: int | None = None, start: float =
             raise ClipError(f"longer than {MOST_FRAMES / fps:.0f} s ({MOST_FRAMES} frames at {fps:g} fps); cut it up")
     if shots.count < 2:
         raise ClipError(
-            "a single picture, not a clip" if shots.count else shots.note or "no frame of it can be decoded"
+            shots.note or ("a single picture, not a clip" if shots.count else "no frame of it can be decoded")
         )
     if len(kept) < (frames or 1):
         raise ClipError(too_short(shots.seconds - start, len(kept), fps, frames or 1, shots.note))

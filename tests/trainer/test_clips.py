@@ -133,6 +133,8 @@ def test_no_folder_and_no_clips_are_errors(tmp_path):
     folder_of(tmp_path, "notes.txt")
     with pytest.raises(ValueError, match="holds no clips"):
         find_clips(tmp_path)
+    with pytest.raises(ValueError, match="notes.txt is no clip"):
+        find_clips(tmp_path / "notes.txt")
 
 
 def test_a_link_back_to_its_own_folder_ends(tmp_path):

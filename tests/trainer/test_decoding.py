@@ -119,6 +119,11 @@ def bad_files(tmp_path, write_video):
     (tmp_path / "text.mp4").write_text("not a video\n" * 99)
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{tmp_path}/good.mp4'\n")
     (tmp_path / "broken.gif").write_bytes(b"GIF89a" + bytes(9))
+    noise = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
+    first, *others = map(Image.fromarray, noise)
+    first.save(tmp_path / "cut.gif", save_all=True, append_images=others)
+    cut = tmp_path / "cut.gif"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (tmp_path / "nothing").mkdir()
     write_video(tmp_path / "one.mp4", [0])
     Image.new("RGB", (64, 48)).save(tmp_path / "still.png")
@@ -138,6 +143,7 @@ def bad_files(tmp_path, write_video):
         ("half.mp4", "cut off"),
         ("sound.wav", "only sound"),
         ("broken.gif", "cannot be read as a picture"),
+        ("cut.gif", "cut off after 1 frames"),
         ("one.mp4", "a single picture"),
         ("still.png", "a single picture"),
         ("nothing", "without clips or pictures"),
