@@ -39,7 +39,8 @@ class Temporal:
     narrow: bool = False
 
     def __post_init__(self):
-        if not self.levels or not all(isinstance(kinds, tuple) for kinds in self.levels):
+        given = isinstance(self.levels, tuple) and self.levels
+        if not given or not all(isinstance(kinds, tuple) for kinds in self.levels):
             raise ValueError(f"levels {self.levels!r}; allowed are the kinds of each level, finest first")
         for kinds in self.levels:
             for kind in kinds:

@@ -331,6 +331,7 @@ def test_config_of_a_newer_version_is_refused_and_says_what_is_known(data, messa
             "a kind twice at one level: stacked, attention",
         ),
         ({"temporal": {"levels": []}}, r"levels \(\); allowed are the kinds of each level, finest first"),
+        ({"temporal": {"levels": 3}}, "levels 3; allowed are the kinds of each level, finest first"),
         ({"temporal": {"levels": ["attention"]}}, r"levels \('attention',\); allowed are the kinds of each level"),
         ({"temporal": {"layers": 17}}, "layers 17; allowed are whole numbers from 1 to 16"),
         ({"temporal": {"middle": 1}}, "middle 1; allowed are True, False"),
