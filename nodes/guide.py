@@ -58,7 +58,7 @@ class MitigatingGuider(comfy.samplers.CFGGuider):
         self.frames = asked_frames(model.get_attachment(KEY) or ())
         self.sampling = model.get_model_object("model_sampling")
         percents = guidance.cfg_switch, guidance.start_percent, guidance.end_percent
-        self.switch, self.start, self.end = map(self.sampling.percent_to_sigma, percents)
+        self.switch, self.start, self.end = (level_at(self.sampling, percent) for percent in percents)
 
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         parts = latent_image.unbind() if latent_image.is_nested else [latent_image]
@@ -96,6 +96,14 @@ def check_latents(shapes: list[tuple[int, ...]], mask: Tensor | None, frames: in
         log.warning("MG guidance does nothing for clips of %d frames: it needs three or more.", frames)
     if mask is not None and not videos and ((masks := math.prod(mask.shape[:-2])) == 0 or rows % masks):
         raise ValueError(f"The latent has {rows} frames and {masks} noise masks; give one mask, or one per frame.")
+
+
+def level_at(sampling, percent: float) -> float:
+    """Noise level where a share of the schedule has passed; before all of it where the share is 0.
+
+    Flows begin at the level that the host gives for a share of 0, so that an end there would leave them a step.
+    """
+    return sampling.percent_to_sigma(percent) if percent > 0 else math.inf
 
 
 def noise_over_signal(sampling, level: float) -> float:

@@ -164,6 +164,15 @@ def test_it_acts_within_its_range_only(small_model, sample, clip):
     assert all(not torch.equal(a, b) for a, b in [runs[:2], runs[1:], runs[::2]])
 
 
+def test_a_flow_of_which_no_part_is_in_the_range_is_left_alone(wan, sample):
+    """It begins at the very noise level that the host gives for a share of 0."""
+    video = still(1, 16, FRAMES, 6, 8)
+    off = sample(wan, video, OFF, **VIDEO_PROMPTS)["samples"]
+    for nowhere in ({"end_percent": 0.0}, {"start_percent": 1.0}):
+        assert torch.equal(sample(wan, video, ON | nowhere, **VIDEO_PROMPTS)["samples"], off)
+    assert not torch.equal(sample(wan, video, ON | {"end_percent": 0.01}, **VIDEO_PROMPTS)["samples"], off)
+
+
 def seen_by_hooks(model, hook):
     """What other packs' hooks are told at each step of the sampler."""
     calls = []
