@@ -69,12 +69,13 @@ def test_symmetric_keeps_the_mean_over_time_and_one_sided_the_first_frame():
     assert not torch.equal(symmetric, given) and not torch.equal(one_sided, given)
 
 
+@pytest.mark.parametrize(("alpha", "left"), [(1e6, 1 - 2 * 0.2), (-1e6, 1 + 2 * 0.2)])  # |1 - 2c|
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_what_a_step_takes_away_is_limited(symmetric):
+def test_what_a_step_takes_away_or_adds_is_limited(symmetric, alpha, left):
     given = torch.tensor([0.0, 1, 0, 1, 0, 1], dtype=torch.float64).view(1, 6, 1)  # jitter: each pull is the same
-    how = Mitigation(alpha=1e6, max_pull=0.2, symmetric=symmetric)
+    how = Mitigation(alpha=alpha, max_pull=0.2, symmetric=symmetric)
     inner = mitigate(given, 10.0, how).diff(dim=1)[0, 1:-1]
-    torch.testing.assert_close(inner.abs(), torch.full_like(inner, 1 - 2 * 0.2))  # |1 - 2c|
+    torch.testing.assert_close(inner.abs(), torch.full_like(inner, left))
 
 
 def test_jitter_is_gone_at_half_and_back_at_one():
