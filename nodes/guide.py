@@ -15,6 +15,7 @@ from ..samplers.mitigating_gradient import Mitigation, mitigate_latents
 from ..samplers.schedules import cfg_at, flow_to_sigma, is_within
 from .compat import io
 from .host import KEY, asked_frames
+from .unet import check_rank
 
 UNLIMITED = 10.0
 """The `max_pull` that stands for no limit: a widget cannot hold infinity."""
@@ -63,6 +64,7 @@ class MitigatingGuider(comfy.samplers.CFGGuider):
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         parts = latent_image.unbind() if latent_image.is_nested else [latent_image]
         self.shapes = [tuple(part.shape) for part in parts]
+        check_rank(self.model_patcher, self.shapes[0])
         check_latents(self.shapes, denoise_mask, self.frames)
         return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 

@@ -24,7 +24,7 @@ from ..networks.motion_file import MotionInfo, check_fits
 from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
 from ..samplers.strengths import levels_for
-from .unet import pack_window, run_unet
+from .unet import check_rank, pack_window, run_unet
 
 KEY = "stillmotion"
 log = logging.getLogger(KEY)
@@ -211,6 +211,7 @@ def outer_sample(executor, noise, *args, **kwargs):
     guider = executor.class_obj
     if guider.model_patcher.get_additional_models_with_key("ADE"):
         raise ValueError("AnimateDiff-Evolved and Stillmotion are attached to the same model; use one of them.")
+    check_rank(guider.model_patcher, noise.shape)
     frames = frames_per_clip(noise.shape[0], guider.model_patcher.get_attachment(KEY))
     guider.model_options["transformer_options"][KEY] = Run(frames)
     return executor(noise, *args, **kwargs)

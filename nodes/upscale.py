@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..samplers.windows import window_count
 from .compat import io
-from .windowing import sampled_on_windows
+from .windowing import check_one_clip, sampled_on_windows
 from .windows import window_inputs
 
 CHUNK = 8
@@ -253,6 +253,7 @@ class MultiDiffusionUpscale(io.ComfyNode):
         check_family(model, vae)
         model = sampled_on_windows(model, window, overlap, fuse)
         frames = len(image)
+        check_one_clip(model, frames)
         windows = window_count(latent_frames(vae, frames), window, overlap)
         height, width = (scaled_side(side, scale, vae.spacial_compression_encode()) for side in image.shape[1:3])
         bar = comfy.utils.ProgressBar(2 * frames + steps * windows)

@@ -31,6 +31,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..samplers.windows import FUSES, check_windows, fuse_in, whole_window, window_count, windows_of
 from . import host
+from .unet import check_rank
 
 KEY = "stillmotion_windows"
 log = logging.getLogger("stillmotion")
@@ -78,16 +79,22 @@ def outer_sample(executor, noise, *args, **kwargs):
     handler = model.model_options.get("context_handler")
     if isinstance(handler, WindowHandler):
         frames = noise.shape[frame_axis(noise.shape)]
-        asked = host.asked_frames(model.get_attachment(host.KEY) or ())
-        if asked and asked < frames:
-            raise ValueError(
-                f"Temporal Windows work on one clip at a time; here are {frames} frames in clips of {asked}: set"
-                " frames_per_clip of the STUNet Loader to 0, or leave the windows out."
-            )
+        check_rank(model, noise.shape)
+        check_one_clip(model, frames)
         count = window_count(frames, handler.context_length, handler.context_overlap)
         log.info("Temporal Windows: %d frames in %d windows.", frames, count)
         advise(handler.context_length, frames, host.merged_frames(model.get_attachment(host.KEY) or ()))
     return executor(noise, *args, **kwargs)
+
+
+def check_one_clip(model, frames: int) -> None:
+    """Raises ValueError where the motion files of MODEL make several clips of so many frames."""
+    asked = host.asked_frames(model.get_attachment(host.KEY) or ())
+    if asked and asked < frames:
+        raise ValueError(
+            f"Temporal Windows work on one clip at a time; here are {frames} frames in clips of {asked}: set"
+            " frames_per_clip of the STUNet Loader to 0, or give one clip alone."
+        )
 
 
 def advise(window: int, frames: int, merged: int) -> None:
@@ -151,7 +158,7 @@ class WindowHandler(core.IndexListContextHandler):
     def _cut(self, cond: dict, window, x_in, stand_ins: dict) -> dict:
         """A condition for the frames of a window."""
         frames, indices = x_in.size(self.dim), window.index_list
-        cut = {**cond, "uuid": uuid5(cond["uuid"], str(indices[0]))}
+        cut = {**cond, "uuid": uuid5(cond["uuid"], str(indices[-1]))}  # the first may be another window's too
         if "mask" in cond:
             cut["mask"] = cut_mask(cond["mask"], indices, frames, axis=max(0, self.dim - 1))
         if self.dim == 0:

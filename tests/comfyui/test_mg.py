@@ -374,6 +374,11 @@ def test_latents_without_frames_are_refused(small_model, pack, shape):
         guider.sample(torch.zeros(shape), torch.zeros(shape), None, torch.ones(2))
 
 
+def test_a_latent_of_a_video_model_is_refused_by_one_of_pictures(small_model, sample):
+    with pytest.raises(ValueError, match=r"The latent is a video model's, \(1, 4, 5, 8, 6\), and this model takes"):
+        sample(small_model(), still(1, 4, FRAMES, 8, 6))
+
+
 def test_sound_without_a_video_is_refused(small_model, pack):
     from comfy.nested_tensor import NestedTensor
 

@@ -1,6 +1,7 @@
 """The upscaler against the host's own nodes wired by hand, and what of a clip is in memory at a time."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -372,4 +373,12 @@ def test_windows_that_cannot_be_are_refused_before_anything_runs(node, small_mod
     vae = Mean()
     with pytest.raises(ValueError, match="The overlap is 4 frames; windows of 4 frames allow 0 to 3"):
         node(small_model(), vae, clip(), overlap=4)
+    assert not vae.calls
+
+
+def test_several_clips_at_once_are_refused_before_anything_runs(node, small_model):
+    model, vae = small_model(), Mean()
+    model.set_attachments("stillmotion", (SimpleNamespace(frames_per_clip=3),))
+    with pytest.raises(ValueError, match="here are 7 frames in clips of 3: set frames_per_clip of the STUNet Loader"):
+        node(model, vae, clip())
     assert not vae.calls

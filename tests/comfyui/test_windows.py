@@ -206,7 +206,7 @@ class Hinted(torch.nn.Module):
     dtype = torch.float32
 
     def forward(self, x, hint, timesteps, context):
-        return {"input": [], "output": [], "middle": [0.5 * hint[:, :1, ::8, ::8] + 0.1 * x]}
+        return {"input": [], "output": [], "middle": [0.5 * hint.sum(1, keepdim=True)[:, :, ::8, ::8] + 0.1 * x]}
 
 
 @pytest.fixture
@@ -214,9 +214,9 @@ def control(comfyui):
     """Makes a ControlNet with hints, as the apply node of the host does."""
     import comfy.controlnet
 
-    def make(hint, previous=None):
+    def make(hint, previous=None, masks=()):
         net = comfy.controlnet.ControlNet(Hinted(), load_device=torch.device("cpu"))
-        return net.set_cond_hint(hint.movedim(-1, 1)).set_previous_controlnet(previous)
+        return net.set_cond_hint(hint.movedim(-1, 1), extra_concat=[*masks]).set_previous_controlnet(previous)
 
     return make
 
@@ -234,6 +234,32 @@ def test_the_hints_of_a_controlnet_travel_with_their_window(model, control, coun
     net = control(hints(count))
     got = assert_windows_change_nothing(model, noise(), guided(net))
     assert (got - sample(model, noise())).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("count", [FRAMES, 1])
+def test_the_masks_of_a_controlnet_for_inpainting_travel_with_their_window(model, control, count):
+    masks = hints(count, seed=4).movedim(-1, 1)[:, :1]
+    got = assert_windows_change_nothing(model, noise(), guided(control(hints(FRAMES), masks=[masks])))
+    assert (got - sample(model, noise(), guided(control(hints(FRAMES))))).abs().max() > 0.01
+
+
+def test_the_copies_of_a_controlnet_on_further_devices_show_the_same_hints(control):
+    from stillmotion.nodes.windowing import cut_control
+
+    net = control(hints(FRAMES))
+    net.multigpu_clones = {"another": control(hints(FRAMES))}
+    cut = cut_control(net, [5, 6, 7], {})
+    assert torch.equal(cut.multigpu_clones["another"].cond_hint_original, cut.cond_hint_original)
+    assert torch.equal(cut.cond_hint_original, net.cond_hint_original[5:8])
+    assert len(net.multigpu_clones["another"].cond_hint_original) == FRAMES
+
+
+def test_svd_is_told_how_many_frames_a_window_has(comfyui):
+    import comfy.conds
+    from stillmotion.nodes.windowing import cut_rows
+
+    whole = comfy.conds.CONDConstant(FRAMES)
+    assert cut_rows(whole, [5, 6, 7], "num_video_frames").cond == 3 and whole.cond == FRAMES
 
 
 @pytest.mark.parametrize("which", ["both", "the first", "the second"])
@@ -370,6 +396,12 @@ def test_a_latent_without_frames_is_refused(model):
         sample(windowed(model), torch.randn(2, 4, 80))
 
 
+def test_a_latent_of_a_video_model_is_refused_by_one_of_pictures(small_model, motion):
+    for model in (windowed(small_model()), motion(small_model())):
+        with pytest.raises(ValueError, match=r"a video model's, \(2, 4, 11, 8, 6\), and this model takes \(frames,"):
+            sample(model, video())
+
+
 def test_several_clips_in_a_batch_are_refused(small_model, motion):
     model = windowed(motion(small_model(), frames_per_clip=4))
     with pytest.raises(ValueError, match="here are 8 frames in clips of 4: set frames_per_clip of the STUNet"):
@@ -396,7 +428,9 @@ def test_a_model_with_windows_leaves_the_one_without_as_it_was(small_model, moti
     plain = motion(small_model())
     options = copy.deepcopy({k: v for k, v in plain.model_options.items() if k != "transformer_options"})
     cut = windowed(plain)
+    handler = dict(vars(cut.model_options["context_handler"]))
     first, second = sample(plain, noise()), sample(cut, noise())
+    assert vars(cut.model_options["context_handler"]) == handler
     assert torch.equal(sample(plain, noise()), first) and torch.equal(sample(cut, noise()), second)
     assert (first - second).abs().max() > 0.01
     assert {k: v for k, v in plain.model_options.items() if k != "transformer_options"} == options
@@ -451,6 +485,13 @@ def test_a_cache_of_one_window_does_not_answer_for_another(model):
     got = sample(windowed(cached, overlap=0), noise(12), steps=6)
     assert torch.equal(got[:4], alone) and (alone - plain[:4]).abs().max() > 0.01
     assert torch.equal(got[4:], plain[4:])
+
+
+def test_windows_of_a_video_have_ids_of_their_own(model):
+    """Also where two begin with the same frame: the first one, and the second with the frame before it."""
+    sample(windowed(model, 1, 0), video(), steps=1)
+    ids = [id for options in model.seen for id in options["uuids"]]
+    assert len(set(ids)) == len(ids) == 2 * FRAMES
 
 
 def test_a_cache_of_whole_steps_works_with_windows(model):
