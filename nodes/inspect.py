@@ -18,7 +18,12 @@ UNMEASURED = "The motion factor was not measured: connect a VAE or a LATENT to M
 
 
 def check_frames(images: Tensor) -> None:
-    """Raises ValueError where an IMAGE holds no frames or no numbers."""
+    """Raises ValueError where an IMAGE holds no frames, no colours or no numbers."""
+    if images.ndim != 4 or images.shape[-1] not in (3, 4):
+        raise ValueError(
+            f"The IMAGE is {tuple(images.shape)}; needed are (frames, height, width, colours), with 3 colours, or"
+            " 4 with transparency. Convert Mask to Image makes such frames of masks."
+        )
     if not len(images):
         raise ValueError("The IMAGE holds no frames; connect at least one.")
     if not images.isfinite().all():
@@ -59,7 +64,7 @@ def mean_motion_factor(latents: Tensor, frames: int) -> float:
     if latents.ndim != 4 or latents.shape[1] != 4:
         raise ValueError(
             f"These latents have the shape {tuple(latents.shape)}; motion factors are defined for Stable Diffusion's,"
-            " (frames, 4, height, width)."
+            " (frames, 4, height, width): connect an SD1.5 VAE alone, or neither VAE nor LATENT for flow and plot."
         )
     if len(latents) != frames:
         raise ValueError(f"The LATENT has {len(latents)} frames and the IMAGE {frames}; they must be the same clip.")

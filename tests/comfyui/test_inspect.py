@@ -132,9 +132,15 @@ def test_the_smallest_frames_are_measured(measure, size):
 
 
 @pytest.mark.parametrize(
-    "images, said", [(torch.rand(0, 32, 32, 3), "no frames"), (torch.full((2, 32, 32, 3), np.nan), "NaN")]
+    "images, said",
+    [
+        (torch.rand(0, 32, 32, 3), "no frames"),
+        (torch.full((2, 32, 32, 3), np.nan), "NaN"),
+        (torch.rand(2, 32, 32, 1), r"The IMAGE is \(2, 32, 32, 1\); needed are \(frames, height, width, colours\)"),
+        (torch.rand(32, 32, 3), r"The IMAGE is \(32, 32, 3\); needed are"),
+    ],
 )
-def test_nothing_and_no_numbers_are_refused(measure, images, said):
+def test_nothing_and_no_colours_and_no_numbers_are_refused(measure, images, said):
     for node in (measure, slice_of):
         with pytest.raises(ValueError, match=said):
             node(images)
@@ -142,7 +148,11 @@ def test_nothing_and_no_numbers_are_refused(measure, images, said):
 
 @pytest.mark.parametrize(
     "shape, said",
-    [((5, 16, 8, 8), "Stable Diffusion's"), ((1, 4, 5, 8, 8), "Stable Diffusion's"), ((4, 4, 8, 8), "4 frames")],
+    [
+        ((5, 16, 8, 8), "connect an SD1.5 VAE alone"),
+        ((1, 4, 5, 8, 8), "Stable Diffusion's"),
+        ((4, 4, 8, 8), "4 frames"),
+    ],
 )
 def test_latents_of_other_kinds_and_lengths_are_refused(measure, shape, said):
     with pytest.raises(ValueError, match=said):
