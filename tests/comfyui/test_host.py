@@ -142,34 +142,6 @@ def test_patches_of_other_packs_still_act(small_model, motion, patch):
     assert (both - sample(still, noise())).abs().max() > 0.01
 
 
-def wrapped(model):
-    """A MODEL that goes through our loop with nothing attached."""
-    from stillmotion.nodes import host
-
-    model = model.clone()
-    model.set_attachments(host.KEY, ())
-    host._wrap(model)
-    return model
-
-
-def masked(seed):
-    """A mask that covers everything forces a call of its own."""
-    return condition(seed, mask=torch.ones(1, 64, 48), mask_strength=1.0)
-
-
-@pytest.mark.parametrize("positive", [condition, masked], ids=["together", "apart"])
-@pytest.mark.parametrize("lora", [False, True])
-def test_with_nothing_attached_sampling_is_the_hosts_bit_for_bit(small_model, positive, lora):
-    model = small_model()
-    if lora:
-        model.add_patches({KEY: ("diff", (torch.randn(32, 32),))}, 1.0)
-    clips = torch.cat([noise(seed=0), noise(seed=1)])
-    stock = sample(model, clips, positive(1), condition(2))
-    assert torch.equal(sample(wrapped(model), clips, positive(1), condition(2)), stock)
-    one = sample(model, noise(seed=1), positive(1), condition(2))
-    assert torch.equal(sample(wrapped(model), noise(seed=1), positive(1), condition(2)), one)
-
-
 def test_files_are_shared_and_read_anew_when_they_change(small_model, motion):
     from stillmotion.nodes.host import load_motion
 
