@@ -103,22 +103,31 @@ def ideal_noise(x, sigma):
     return (x - torch.einsum("ij,bjn->bin", shrink, x)) / sigma
 
 
+def sampled(how):
+    """Roughness of a clip that is sampled in 25 steps, and what each pull adds to that of the clean clip."""
+    torch.manual_seed(0)
+    x, added = 14.6 * clips(1, 12, 128), []
+    sigmas = torch.linspace(math.log(14.6), math.log(0.03), 26, dtype=torch.float64).exp().tolist()
+    for sigma, after in zip(sigmas, sigmas[1:]):
+        before = x - sigma * ideal_noise(x, sigma)
+        denoised = mitigate(before, sigma, how)
+        added.append((roughness(denoised) - roughness(before)).item())
+        x = denoised + after / sigma * (x - denoised)
+    return roughness(x).item(), added
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_sign_smooths_a_sampled_clip_and_the_other_one_roughens_it(symmetric):
-    sigmas = torch.linspace(math.log(14.6), math.log(0.03), 26, dtype=torch.float64).exp().tolist()
-
-    def sample(alpha):
-        torch.manual_seed(0)
-        x = 14.6 * clips(1, 12, 128)
-        for sigma, after in zip(sigmas, sigmas[1:]):
-            before = x - sigma * ideal_noise(x, sigma)
-            denoised = mitigate(before, sigma, Mitigation(alpha, symmetric=symmetric))
-            assert (roughness(denoised) - roughness(before)).item() * alpha <= 0
-            x = denoised + after / sigma * (x - denoised)
-        return roughness(x).item()
-
-    rough, plain, smooth, smoother = map(sample, (-40.0, 0.0, 40.0, 150.0))
+    runs = {alpha: sampled(Mitigation(alpha, symmetric=symmetric)) for alpha in (-40.0, 0.0, 40.0, 150.0)}
+    assert all(step * alpha <= 0 for alpha, (_, added) in runs.items() for step in added)
+    rough, plain, smooth, smoother = (result for result, _ in runs.values())
     assert rough > plain > smooth > smoother
+
+
+def test_without_a_limit_a_strong_pull_roughens_a_sampled_clip():
+    """Where frames are alike it overshoots: the reason for `max_pull`."""
+    (plain, _), (unlimited, added) = sampled(Mitigation(0.0)), sampled(Mitigation(150.0, math.inf))
+    assert unlimited > 3 * plain and max(added) > 0
 
 
 def test_a_flow_and_a_diffusion_that_know_the_same_sample_the_same_clip():
