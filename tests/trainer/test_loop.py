@@ -10,14 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMScheduler
 from stillmotion.networks.config import InflationConfig, Memory, Queries
 from stillmotion.trainer import optimiser
 from stillmotion.trainer.batches import batch_for, clip_at, draw, fingerprint, rows
+from stillmotion.trainer.checkpoints import read_state, restore, same, save_state, state_of
 from stillmotion.trainer.held_out import fixed_noise_loss, split_held_out
-from stillmotion.trainer.loop import gradient_norm, train, update
+from stillmotion.trainer.loop import gradient_norm, start_training, train, update
 from stillmotion.trainer.losses import add_noise, batch_loss, noise_loss, noisy_rows, signal_shares
+from stillmotion.trainer.objectives import Denoising
 from stillmotion.trainer.optimiser import Diverged, Schedule, make_average, make_optimizer
 from stillmotion.trainer.requests import Requests
 from torch import nn
@@ -300,6 +304,24 @@ def test_eight_bit_without_its_library_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
         make_optimizer(nn.Linear(1, 1), eight_bit=True)
+
+
+def test_eight_bit_trains_and_resumes_to_the_bit(tmp_path):
+    pytest.importorskip("bitsandbytes")
+
+    def training():
+        AcceleratorState._reset_state(True)
+        objective = Denoising(tiny.tiny_model(), tiny.tiny_plan())
+        return start_training(Accelerator(cpu=True), objective, Schedule(8, 1e-2, 2), eight_bit=True)
+
+    whole, resumed = training(), training()
+    tiny.run_steps(whole, [1, 2, 3])
+    assert any(state["state1"].dtype == torch.uint8 for state in whole.raw_optimizer.state.values())
+    path = save_state(tmp_path, state_of(whole, {}))
+    losses = tiny.run_steps(whole, [4, 5, 6])
+    restore(resumed, read_state(path))
+    assert tiny.run_steps(resumed, [4, 5, 6]) == losses
+    assert same(state_of(whole, {})["inflation"], state_of(resumed, {})["inflation"])
 
 
 @pytest.mark.parametrize("file, saves, steps", [("save", [3], 6), ("save_quit", [3], 3)])
