@@ -53,8 +53,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
         ValueError: what is there is damaged, no Stable Diffusion model, or one of another family.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no base model at {path}; give a diffusers folder or a .safetensors file")
+    check_exists(path)
     try:
         base = _from_folder(path, dtype) if path.is_dir() else _from_file(path, dtype)
     except ValueError as error:
@@ -63,6 +62,12 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
         check_finite(path, name, part)
         part.eval().requires_grad_(False)
     return base
+
+
+def check_exists(path: Path) -> None:
+    """Raises FileNotFoundError where there is no base: commands ask before they read their clips."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no base model at {path}; give a diffusers folder or a .safetensors file")
 
 
 def check_finite(path: Path, name: str, part: nn.Module) -> None:

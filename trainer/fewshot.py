@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..networks.config import Frames, InflationConfig, Memory, Queries, Temporal
-from .base import load_base
+from .base import check_exists, load_base
 from .batches import TrainingClip, batch_for, fingerprint
 from .cache import fingerprint as weights_of
 from .check import inspect_clips, table, usable_clips
@@ -46,6 +46,7 @@ log = logging.getLogger("stillmotion")
 def fewshot(options: FewShotOptions) -> None:
     """Learns one motion from a handful of clips."""
     save = last_save(options)
+    check_exists(options.base)
     options = options.model_copy(update={"precision": resolved_precision(options)})
     accelerator = make_accelerator(options)
     reports = inspect_clips(options)

@@ -13,7 +13,7 @@ from ..networks.inflation import Inflation
 from ..networks.motion_file import MotionInfo
 from ..networks.presets import PRESETS
 from ..networks.sites import Structure
-from .base import load_base
+from .base import check_exists, load_base
 from .batches import Batch, batch_for, batch_from
 from .cache import fingerprint as weights_of
 from .check import table, usable_clips
@@ -54,6 +54,7 @@ NOTHING_OF_AN_IMAGE = {"convolution", "transformer"}
 def inflate(options: InflateOptions) -> None:
     """Learns motion in general from a set of captioned clips of any size."""
     save = last_save(options)
+    check_exists(options.base)
     options = options.model_copy(update={"precision": resolved_precision(options)})
     accelerator = make_accelerator(options)
     shards = shards_of(options.videos, options.caption)
