@@ -38,14 +38,20 @@ def demo(options: DemoOptions) -> None:
 
 
 def draw_clips(folder: Path, options: DemoOptions) -> Path:
-    """Writes clips of the motion with their captions, each of another shape, colour and ground."""
+    """Writes clips of the motion with their captions, each of another shape, colour and ground.
+
+    Those that are there stay: H.264 is not the same twice, and a run goes on with the clips that it began with alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(options.seed)
     scenes, _ = split_scenes()
     for number, place in enumerate(torch.randperm(len(scenes), generator=generator)[:CLIPS].tolist()):
         frames, caption = draw_clip(scenes[place], options.motion, FRAMES, SIZE[::-1])
-        write_mp4(frames, folder / f"{number:02}.mp4", FPS)
-        (folder / f"{number:02}.txt").write_text(caption, encoding="utf-8")
+        clip, text = folder / f"{number:02}.mp4", folder / f"{number:02}.txt"
+        if not (clip.is_file() and text.is_file() and text.read_text(encoding="utf-8") == caption):
+            text.unlink(missing_ok=True)  # a clip that has its caption is whole
+            write_mp4(frames, clip, FPS)
+            text.write_text(caption, encoding="utf-8")
     return folder
 
 
