@@ -134,7 +134,8 @@ def in_ours(model, file, strength=1.0):
 
 def in_our_loop(model, config):
     """A random inflation, attached as the loader attaches one."""
-    from stillmotion.nodes.host import LoadedMotion, attach, make_patcher
+    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.motion import LoadedMotion, make_patcher
 
     info, path = MotionInfo(config, SD15), Path("random")
     motion = LoadedMotion(path, info, {}, make_patcher(path, info, randomise(Inflation(config, SD15)).state_dict()))

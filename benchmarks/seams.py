@@ -59,12 +59,13 @@ def load_comfyui():
 def load(base, motion):
     """MODEL with the motion, CLIP and VAE."""
     import comfy.sd
-    from stillmotion.nodes import host
+    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.motion import load_motion
 
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(base), output_vae=True, output_clip=True)
     if motion is None:
         return model, clip, vae
-    return host.attach(model, host.load_motion(motion), temporal=1.0, memory=1.0, queries=1.0), clip, vae
+    return attach(model, load_motion(motion), temporal=1.0, memory=1.0, queries=1.0), clip, vae
 
 
 def sampled(model, clip, vae, options, seed):

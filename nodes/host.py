@@ -6,24 +6,21 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from weakref import WeakValueDictionary
 
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..networks.clip import Clip
-from ..networks.config import InflationConfig
-from ..networks.inflation import Attached, Inflation, without_queries
-from ..networks.motion_file import MotionInfo, check_fits
+from ..networks.inflation import Attached, Inflation
+from ..networks.motion_file import check_fits
 from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
 from ..samplers.strengths import levels_for
+from .motion import LoadedMotion
 from .unet import check_rank, pack_window, run_unet
 
 KEY = "stillmotion"
@@ -36,16 +33,6 @@ def structure_of(model) -> Structure:
     if any(".time_stack." in name for name in shapes):
         raise ValueError("This model is a video model already (SVD); motion files are for image models.")
     return structure_from_ldm(shapes)
-
-
-@dataclass(eq=False)
-class LoadedMotion:
-    """A motion file in memory: its queries, which the host merges, and the patcher of the rest, where there is any."""
-
-    path: Path
-    info: MotionInfo
-    queries: dict[str, Tensor]
-    patcher: comfy.model_patcher.ModelPatcher | None
 
 
 @dataclass(frozen=True)
@@ -72,59 +59,6 @@ class Settings:
         resampling = self.motion.info.config.resampling
         levels = resampling.levels if resampling and self.temporal else ()
         return {level for level in levels if not self.levels or self.levels[level]}
-
-
-_loaded: WeakValueDictionary[tuple, LoadedMotion] = WeakValueDictionary()
-"""Files that some MODEL uses: several nodes share one copy, and a change of strength does not read the file again."""
-
-
-def load_motion(path: Path) -> LoadedMotion:
-    """The file, read anew where it has changed on disk. Raises FileNotFoundError, MotionFileError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no motion file {path}.")
-    stamp = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
-    loaded = _loaded.get(stamp)
-    if loaded is None:
-        from ..networks.formats.animatediff import remark  # here, for it would slow down ComfyUI's start
-
-        info, tensors = read(path)
-        if "format" in info.options:
-            log.info("%s: %s", path.name, info.options["format"])
-        if said := remark(info):
-            log.warning("%s makes clips that are like AnimateDiff's, not the same: %s.", path.name, said)
-        queries = {name: tensor for name, tensor in tensors.items() if ".queries." in name}
-        rest = without_queries(info.config) != InflationConfig()
-        loaded = LoadedMotion(path, info, queries, make_patcher(path, info, tensors) if rest else None)
-        _loaded[stamp] = loaded
-    return loaded
-
-
-def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disable_dynamic: bool = False):
-    """The host's handle of an inflation without its queries."""
-    with torch.device("meta"):
-        inflation = Inflation(without_queries(info.config), info.structure, comfy.ops.manual_cast)
-    inflation.load_state_dict({n: t for n, t in tensors.items() if ".queries." not in n}, assign=True)
-    plain = comfy.model_patcher.ModelPatcher
-    patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
-    patcher = patcher_class(
-        inflation.eval().requires_grad_(False),
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
-    patcher.cached_patcher_init = (load_patcher, (path,))  # older hosts do not look at it
-    return patcher
-
-
-def load_patcher(path: Path, disable_dynamic: bool = False):
-    """Another handle of the same file: how the host makes copies for further devices."""
-    return make_patcher(path, *read(path), disable_dynamic)
-
-
-def read(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """A motion file of any kind. Raises FileNotFoundError, MotionFileError."""
-    from ..networks.formats.files import read_any_motion_file  # here, for it would slow down ComfyUI's start
-
-    return read_any_motion_file(path)
 
 
 def attach(

@@ -8,7 +8,8 @@ import folder_paths
 
 from ..samplers.strengths import parse_keyframes, parse_levels
 from .compat import io, where_known
-from .host import attach, load_motion
+from .host import attach
+from .motion import load_motion
 from .schedule import set_schedule
 
 FOLDER = "stillmotion"

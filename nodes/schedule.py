@@ -9,7 +9,7 @@ import comfy.model_sampling
 import torch
 
 from ..networks.motion_file import MotionFileError, MotionInfo
-from .host import LoadedMotion
+from .motion import LoadedMotion
 
 log = logging.getLogger("stillmotion")
 

@@ -29,7 +29,8 @@ def motion(tmp_path):
 
 
 def attach(model, path, strength=1.0, frames_per_clip=0):
-    from stillmotion.nodes.host import attach, load_motion
+    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.motion import load_motion
 
     strengths = {"temporal": strength, "memory": strength, "queries": strength}
     return attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
@@ -143,7 +144,7 @@ def test_patches_of_other_packs_still_act(small_model, motion, patch):
 
 
 def test_files_are_shared_and_read_anew_when_they_change(small_model, motion):
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
 
     model = small_model()
     path = motion(model)
@@ -323,7 +324,7 @@ def test_core_context_windows_run_on_their_own_frames(small_model, motion):
 
 
 def test_a_file_trained_on_animatediffs_schedule_brings_it(small_model, motion):
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.schedule import set_schedule
 
     model = small_model()
@@ -335,7 +336,7 @@ def test_a_file_trained_on_animatediffs_schedule_brings_it(small_model, motion):
 
 
 def test_the_models_own_schedule_is_kept_with_a_warning(small_model, motion, caplog):
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.schedule import set_schedule
 
     model = small_model()
@@ -346,7 +347,7 @@ def test_the_models_own_schedule_is_kept_with_a_warning(small_model, motion, cap
 
 
 def test_a_matching_schedule_changes_nothing(small_model, motion, caplog):
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.schedule import set_schedule
 
     model = small_model()
@@ -357,7 +358,7 @@ def test_a_matching_schedule_changes_nothing(small_model, motion, caplog):
 
 def test_a_base_that_predicts_something_else_is_refused(small_model, motion):
     import comfy.model_base
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.schedule import set_schedule
 
     model = small_model()
@@ -369,7 +370,7 @@ def test_a_base_that_predicts_something_else_is_refused(small_model, motion):
 
 def test_a_schedule_that_another_node_set_is_kept_with_a_warning(small_model, motion, caplog):
     import comfy.model_sampling
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.schedule import set_schedule
 
     model = small_model()

@@ -68,7 +68,8 @@ def trained(config, structure):
 
 def in_comfyui(unet, path, x, timesteps, context, y, frames):
     """The wrappers' work by hand: queries merged into the weights, the rest attached to the loop."""
-    from stillmotion.nodes.host import _add_queries, load_motion
+    from stillmotion.nodes.host import _add_queries
+    from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.unet import run_unet
 
     motion, model = load_motion(path), FakeModel(unet)

@@ -46,7 +46,8 @@ def motion(tmp_path, model):
 
 
 def attach(model, path, strength=1.0, **options):
-    from stillmotion.nodes.host import attach, load_motion
+    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.motion import load_motion
 
     strengths = {"temporal": strength, "memory": strength, "queries": strength}
     return attach(model, load_motion(path), **strengths, **options)
@@ -307,7 +308,7 @@ def test_a_controlnet_acts_at_the_deepest_level(model, motion, caplog):
 @torch.no_grad()
 @SPACE_TIME
 def test_conditions_together_are_conditions_apart_in_either_order(model, motion, preset):
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
 
     unet, frames = model.model.diffusion_model, 5
     attached = [Attached(load_motion(motion(preset)).patcher.model)]
@@ -369,7 +370,7 @@ def test_a_partly_loaded_space_time_inflation_gives_the_same_clip(model, motion)
 
 def test_no_parameter_is_left_out_of_a_partial_load(model, motion):
     """The host skips parameters of modules that have others inside."""
-    from stillmotion.nodes.host import load_motion
+    from stillmotion.nodes.motion import load_motion
 
     inflation = load_motion(motion(EVERYTHING)).patcher.model
     own = [m for m in inflation.modules() if list(m.parameters(recurse=False)) + list(m.buffers(recurse=False))]

@@ -120,7 +120,8 @@ def test_a_fresh_motion_file_is_the_image_model(small_model, tmp_path):
     from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
     from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
-    from stillmotion.nodes.host import attach, load_motion, structure_of
+    from stillmotion.nodes.host import attach, structure_of
+    from stillmotion.nodes.motion import load_motion
 
     model = small_model()
     config, structure = InflationConfig(Temporal(), Frames(), Memory(), Queries(4)), structure_of(model)

@@ -28,7 +28,8 @@ def models(small_model):
 @pytest.fixture
 def with_motion(tmp_path):
     """A MODEL with a motion file of random weights attached."""
-    from stillmotion.nodes.host import attach, load_motion, structure_of
+    from stillmotion.nodes.host import attach, structure_of
+    from stillmotion.nodes.motion import load_motion
 
     def attached(model):
         config, structure = InflationConfig(None, Frames(), Memory(), Queries(4)), structure_of(model)

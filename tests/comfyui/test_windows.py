@@ -45,6 +45,7 @@ def motion(tmp_path):
     from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
     from stillmotion.nodes import host
+    from stillmotion.nodes.motion import load_motion
 
     def attach(model, frames_per_clip=0, **parts):
         config, structure = InflationConfig(Temporal(), Frames(), Memory(), **parts), host.structure_of(model)
@@ -55,7 +56,7 @@ def motion(tmp_path):
         path = tmp_path / "motion.safetensors"
         write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=4))
         strengths = {"temporal": 1.0, "memory": 1.0, "queries": 1.0}
-        return host.attach(model, host.load_motion(path), **strengths, frames_per_clip=frames_per_clip)
+        return host.attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
 
     return attach
 
