@@ -9,6 +9,7 @@ Samples clips of the set's own captions, the same noise for every file, and prin
     difference  of neighbouring latent frames, mean absolute: motion and flicker together
     jitter      second differences over first ones: 1.73 where frames have nothing to do with each other, towards 0
                 where they move evenly
+    spread      standard deviation of what its mapping network makes of noisy latents, over that of these; 1 without
 With --mg a last rung samples the last file with mitigating gradients. Writes a contact sheet into --output.
 """
 
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 import torch
 from mg_sweep import jitter, sample
 from stillmotion.networks.clip import Clip
+from stillmotion.networks.inflation import Attached, before_unet
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.samplers.mitigating_gradient import Mitigation
 from stillmotion.trainer.base import encode_captions, encode_frames, load_base
@@ -29,7 +31,7 @@ from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.host import InflatedUNet
 from stillmotion.trainer.pictures import contact_sheet
 from stillmotion.trainer.previews import decode_clip
-from stillmotion.trainer.sample import starting_noise
+from stillmotion.trainer.sample import ddim, starting_noise
 
 OFF = Mitigation(alpha=0)
 
@@ -56,6 +58,16 @@ def project(real, count):
     _, scales, directions = torch.linalg.svd(real - mean, full_matrices=False)
     spread = scales[:count] / (len(real) - 1) ** 0.5
     return lambda x: (x - mean) @ directions[:count].T / spread
+
+
+def spread(network, latents):
+    """Of the latents of one clip, at three noise levels."""
+    frames, noise, ratios = len(latents), torch.randn_like(latents), []
+    for time in (100, 500, 900):
+        noisy = ddim().add_noise(latents, noise, torch.full((frames,), time))
+        mapped = before_unet(noisy, [Attached(network.inflation)], Clip.of(frames))
+        ratios.append((mapped.std() / noisy.std()).item())
+    return sum(ratios) / len(ratios)
 
 
 def real_clips(base, options):
@@ -90,8 +102,8 @@ def main():
     to_principal = project(real_features, options.dimensions)
     rungs = [(path.stem, path, OFF) for path in options.motions]
     rungs += [(f"{options.motions[-1].stem} + MG", options.motions[-1], Mitigation(options.alpha))] * options.mg
-    print(f"{'':28}  distance  difference  jitter")
-    print(row(SimpleNamespace(name="clips of the set", distance=0.0, clips=real)), flush=True)
+    print(f"{'':28}  distance  difference  jitter  spread")
+    print(row(SimpleNamespace(name="clips of the set", distance=0.0, clips=real, spread=1.0)), flush=True)
     sheet = [("of the set", decode_clip(base.vae, real[0]))]
     cells = options.size[0] // 8, options.size[1] // 8
     for name, path, how in rungs:
@@ -101,7 +113,8 @@ def main():
             clips.append(sample(model, text, noise, how, options.guidance, options.guidance, options.steps))
         found = torch.stack([features(judge, clip, no_caption) for clip in clips])
         distance = frechet(to_principal(found), to_principal(real_features))
-        print(row(SimpleNamespace(name=name, distance=distance, clips=clips)), flush=True)
+        mapped = spread(model, real[0])
+        print(row(SimpleNamespace(name=name, distance=distance, clips=clips, spread=mapped)), flush=True)
         sheet += [(f"{name}\n{captions[i]}", decode_clip(base.vae, clips[i])) for i in (0, 1)]
     contact_sheet(sheet, options.output / "sheet.png")
     print(options.output / "sheet.png")
@@ -109,7 +122,7 @@ def main():
 
 def row(rung):
     difference, rough = (sum(map(measure, rung.clips)) / len(rung.clips) for measure in (mean_frame_difference, jitter))
-    return f"{rung.name:28}  {rung.distance:8.2f}  {difference:10.3f}  {rough:6.2f}"
+    return f"{rung.name:28}  {rung.distance:8.2f}  {difference:10.3f}  {rough:6.2f}  {rung.spread:6.3f}"
 
 
 if __name__ == "__main__":
