@@ -43,7 +43,7 @@ class DemoOptions(Options):
     motion: Annotated[Literal["swing", "grow", "orbit"], Field(description="what the drawn shapes do")] = "swing"
     base: Annotated[Path | None, Field(description="a base made before by `toy`; none: one is made now")] = None
     base_steps: Annotated[int, Field(ge=0, description="training steps of that base")] = 2000
-    steps: Annotated[int, Field(ge=1, description="training steps of the motion")] = 800
+    steps: Annotated[int, Field(ge=1, description="training steps of the motion")] = 1600
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everything")] = 0
 
 
