@@ -146,7 +146,10 @@ def outer_sample(executor, noise, *args, **kwargs):
     if guider.model_patcher.get_additional_models_with_key("ADE"):
         raise ValueError("AnimateDiff-Evolved and Stillmotion are attached to the same model; use one of them.")
     check_rank(guider.model_patcher, noise.shape)
-    frames = frames_per_clip(noise.shape[0], guider.model_patcher.get_attachment(KEY))
+    attached = guider.model_patcher.get_attachment(KEY)
+    frames = frames_per_clip(noise.shape[0], attached)
+    windows = guider.model_options.get("context_handler")
+    warn_of_length(min(frames, windows.context_length) if windows else frames, attached)
     guider.model_options["transformer_options"][KEY] = Run(frames)
     return executor(noise, *args, **kwargs)
 
@@ -172,14 +175,18 @@ def frames_per_clip(rows: int, attached: tuple[Settings, ...]) -> int:
     frames = asked_frames(attached) or rows
     if rows % frames:
         raise ValueError(f"The latent has {rows} frames, which are no whole number of clips of {frames} frames.")
-    for s in attached:
-        if frames == 1 or frames > 2 * s.motion.info.frames:
-            log.warning(
-                "%s was trained on clips of %d frames; here they have %d: set batch_size of the latent, or"
-                " frames_per_clip of the STUNet Loader, nearer to that.",
-                *(s.motion.path.name, s.motion.info.frames, frames),
-            )
     return frames
+
+
+def warn_of_length(seen: int, attached: tuple[Settings, ...]) -> None:
+    """Warns where layers see a single frame, or far more frames at once than they were trained on."""
+    for s in attached:
+        if seen == 1 or seen > 2 * s.motion.info.frames:
+            log.warning(
+                "%s was trained on clips of %d frames; here it sees %d at once: set batch_size of the latent, or"
+                " frames_per_clip of the STUNet Loader, nearer to that, or sample a long clip on Temporal Windows.",
+                *(s.motion.path.name, s.motion.info.frames, seen),
+            )
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def test_files_that_ask_for_different_clip_lengths_are_refused(small_model, moti
 def test_a_single_frame_is_warned_about(small_model, motion, caplog):
     model = small_model()
     sample(attach(model, motion(model)), noise(1))
-    assert "motion.safetensors was trained on clips of 4 frames; here they have 1" in caplog.text
+    assert "motion.safetensors was trained on clips of 4 frames; here it sees 1 at once" in caplog.text
 
 
 def test_animatediff_evolved_on_the_same_model_is_refused(small_model, motion):

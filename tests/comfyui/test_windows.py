@@ -123,6 +123,14 @@ def test_the_hosts_batches_change_only_the_rounding(small_model):
     torch.testing.assert_close(sample(windowed(model), noise()), sample(model, noise()), rtol=0, atol=1e-3)
 
 
+def test_a_long_clip_is_warned_about_where_the_layers_see_it_whole(small_model, motion, caplog):
+    video = motion(small_model())
+    sample(windowed(video, window=4), noise(10))
+    assert "was trained on" not in caplog.text
+    sample(video, noise(10))
+    assert "was trained on clips of 4 frames; here it sees 10 at once" in caplog.text
+
+
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_sde", "uni_pc"])
 def test_samplers_that_look_between_the_steps(model, sampler):
     assert_windows_change_nothing(model, noise(), sampler=sampler, steps=3)
