@@ -122,7 +122,7 @@ def main():
 
 def row(rung):
     difference, rough = (sum(map(measure, rung.clips)) / len(rung.clips) for measure in (mean_frame_difference, jitter))
-    return f"{rung.name:28}  {rung.distance:8.2f}  {difference:10.3f}  {rough:6.2f}  {rung.spread:6.3f}"
+    return f"{rung.name:28}  {rung.distance:8.3f}  {difference:10.3f}  {rough:6.2f}  {rung.spread:6.3f}"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def period(latents, shortest=8):
     best = int(curve[shortest:-1].argmax()) + shortest
     before, top, after = curve[best - 1 : best + 2].tolist()
     bend = before - 2 * top + after
-    return best + (0.5 * (before - after) / bend if bend else 0.0), top
+    shift = 0.5 * (before - after) / bend if bend else 0.0
+    return best + min(0.5, max(-0.5, shift)), top  # further away where the curve falls all along: there is no peak
 
 
 @torch.no_grad()
