@@ -196,7 +196,7 @@ DAMAGE = {
     "CameraCtrl": (lambda t: t | {CAMERA: torch.zeros(32, 32)}, "qkv_merge.weight, which no motion module"),
     "SparseCtrl": (lambda t: {n: v for n, v in t.items() if n.startswith("down")}, "lacks 104 of its 156 tensors"),
     "twice": (lambda t: t | {"ema." + PROJ: t[PROJ]}, "holds its motion modules twice"),
-    "40 channels": (lambda t: animatediff(widths=(40, 64)), r"num_channels \(?40\)?"),
+    "40 channels": (lambda t: animatediff(widths=(40, 64)), r"multiple of 32 channels; this U-Net has a level of 40"),
 }
 
 
