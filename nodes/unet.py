@@ -172,6 +172,79 @@ def check_rank(model, shape: Sequence[int]) -> None:
         )
 
 
+@dataclass
+class Pass:
+    """One forward on its way through the host's U-Net.
+
+    `options` are those that layers are given, `given` a copy from before the first; `size` is the number of rows of
+    the input, `video` what the host's own video layers ask for.
+    """
+
+    unet: torch.nn.Module
+    attached: Sequence[Attached]
+    rate: Rate
+    size: int
+    control: dict | None
+    options: dict
+    given: dict
+    video: dict
+
+    def patches(self, place: str) -> list[Callable]:
+        """What other packs have put at a place."""
+        return self.given.get("patches", {}).get(place, [])
+
+    def down(self, h: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Through the input blocks; beside their output what the output blocks will want of each."""
+        skips = []
+        for i, block in enumerate(self.unet.input_blocks):
+            self.options["block"] = ("input", i)
+            h = self._add_control(self._run(block, f"input_blocks.{i}", h), "input")
+            for patch in self.patches("input_block_patch"):
+                h = patch(h, self.options)
+            skips.append(h)
+            for patch in self.patches("input_block_patch_after_skip"):
+                h = patch(h, self.options)
+        return h, skips
+
+    def middle(self, h: Tensor, **inputs) -> Tensor:
+        """Through the middle block; `inputs` are those of the U-Net, for patches."""
+        self.options["block"] = ("middle", 0)
+        if self.unet.middle_block is not None:
+            h = self._run(self.unet.middle_block, "middle_block", h)
+        h = self._add_control(h, "middle")
+        for patch in self.patches("middle_block_after_patch"):
+            rows = self.rate.rows
+            seen = {"h": h, "emb": rows.emb, "context": rows.text, "transformer_options": self.options, **inputs}
+            h = patch(seen)["h"]
+        return h
+
+    def up(self, h: Tensor, skips: list[Tensor]) -> Tensor:
+        """Through the output blocks, which use up the skips."""
+        for i, block in enumerate(self.unet.output_blocks):
+            self.options["block"] = ("output", i)
+            skip = self._add_control(skips.pop(), "output")
+            for patch in self.patches("output_block_patch"):
+                h, skip = patch(h, skip, self.options)
+            h = h if skip is None else torch.cat([h, skip], dim=1)
+            del skip  # nothing refers to it while the block runs
+            h = self._run(block, f"output_blocks.{i}", h, skips[-1].shape if skips else None)
+        return h
+
+    def _run(self, block, name: str, h: Tensor, output_shape=None) -> Tensor:
+        for j, layer in enumerate(block):
+            site, rows = f"{name}.{j}", self.rate.rows
+            layer = inflated_layer(layer, site, self.attached, rows)
+            h = forward_timestep_embed([layer], h, rows.emb, rows.text, self.options, output_shape, **self.video)
+            h = after_layer(h, self.attached, site, rows.clip)
+            if resampled(self.attached, site):
+                h = resample(h, self.rate, self.attached, site)
+                announce(self.options, self.given, self.rate, len(h))
+        return h
+
+    def _add_control(self, h: Tensor, kind: str) -> Tensor:
+        return apply_control(h, control_at(self.rate, self.control, kind, self.size), kind)
+
+
 def run_unet(
     unet: torch.nn.Module,
     attached: Sequence[Attached],
@@ -187,7 +260,7 @@ def run_unet(
     """The forward of ComfyUI's `UNetModel` with inflations attached; arguments and result as there."""
     options = transformer_options
     options["original_shape"], options["transformer_index"] = list(x.shape), 0
-    given, patches = dict(options), options.get("patches", {})
+    given = dict(options)
     video = {
         "time_context": kwargs.get("time_context"),
         "num_video_frames": kwargs.get("num_video_frames", unet.default_num_video_frames),
@@ -196,48 +269,11 @@ def run_unet(
     text = context[0] if isinstance(context, list) else context
     tokens = tuple(frame_tokens(text, attached, clip))
     rate = Rate(Rows(clip, _embed_time(unet, x, timesteps, y, options), context, tokens))
+    forward = Pass(unet, attached, rate, len(x), control, options, given, video)
 
-    def run(block, name, h, output_shape=None):
-        for j, layer in enumerate(block):
-            site, rows = f"{name}.{j}", rate.rows
-            layer = inflated_layer(layer, site, attached, rows)
-            h = forward_timestep_embed([layer], h, rows.emb, rows.text, options, output_shape, **video)
-            h = after_layer(h, attached, site, rows.clip)
-            if resampled(attached, site):
-                h = resample(h, rate, attached, site)
-                announce(options, given, rate, len(h))
-        return h
-
-    def add_control(h, kind):
-        return apply_control(h, control_at(rate, control, kind, len(x)), kind)
-
-    h, skips = before_unet(x, attached, clip), []
-    for i, block in enumerate(unet.input_blocks):
-        options["block"] = ("input", i)
-        h = add_control(run(block, f"input_blocks.{i}", h), "input")
-        for patch in patches.get("input_block_patch", []):
-            h = patch(h, options)
-        skips.append(h)
-        for patch in patches.get("input_block_patch_after_skip", []):
-            h = patch(h, options)
-
-    options["block"] = ("middle", 0)
-    if unet.middle_block is not None:
-        h = run(unet.middle_block, "middle_block", h)
-    h = add_control(h, "middle")
-    for patch in patches.get("middle_block_after_patch", []):
-        seen = {"h": h, "x": x, "emb": rate.rows.emb, "context": rate.rows.text, "y": y, "timesteps": timesteps}
-        h = patch({**seen, "transformer_options": options})["h"]
-
-    for i, block in enumerate(unet.output_blocks):
-        options["block"] = ("output", i)
-        skip = add_control(skips.pop(), "output")
-        for patch in patches.get("output_block_patch", []):
-            h, skip = patch(h, skip, options)
-        h = h if skip is None else torch.cat([h, skip], dim=1)
-        del skip  # nothing refers to it while the block runs
-        h = run(block, f"output_blocks.{i}", h, skips[-1].shape if skips else None)
-    h = h.type(x.dtype)
+    h, skips = forward.down(before_unet(x, attached, clip))
+    h = forward.middle(h, x=x, y=y, timesteps=timesteps)
+    h = forward.up(h, skips).type(x.dtype)
     return unet.id_predictor(h) if unet.predict_codebook_ids else unet.out(h)
 
 
