@@ -1,13 +1,18 @@
-"""The one import of ComfyUI's node API."""
+"""The one import of ComfyUI's node API, and what several nodes make of it."""
 
 from inspect import signature
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["ComfyExtension", "io", "ui", "where_known"]
+__all__ = ["ComfyExtension", "io", "seed_input", "ui", "where_known"]
 
 
 def where_known(make: type, *args, **options):
     """`make(*args, **options)` without the options that this version's class does not know."""
     known = signature(make).parameters
     return make(*args, **{name: value for name, value in options.items() if name in known})
+
+
+def seed_input(tooltip: str):
+    """A seed as the host's samplers have it."""
+    return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)

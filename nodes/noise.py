@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..samplers.noise import STRATEGIES, check_share, draw_noise
-from .compat import io
+from .compat import io, seed_input
 from .host import KEY, asked_frames, with_mapping
 
 log = logging.getLogger(KEY)
@@ -94,14 +94,7 @@ class MappingNetworkNoise(io.ComfyNode):
                     " where all frames are equal (LAMP: 0.2). mixed and progressive: at 1 neighbours correlate by 0.5"
                     " and 0.71, more above.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="The same seed is the same noise, and for iid that of RandomNoise.",
-                ),
+                seed_input("The same seed is the same noise, and for iid that of RandomNoise."),
                 io.Combo.Input(
                     "variance",
                     options=["preserved", "as printed"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfy.samplers
 
-from .compat import io
+from .compat import io, seed_input
 from .guide import Guidance, MitigatingGuider, guidance_inputs
 
 
@@ -24,14 +24,7 @@ class MGGuidanceSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the clip shall show."),
                 io.Conditioning.Input("negative", tooltip="What it shall not show."),
                 io.Latent.Input("latent_image", tooltip="The clip to start from, empty or not; frames are the batch."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Of the noise. Not used where `noise` is connected.",
-                ),
+                seed_input("Of the noise. Not used where `noise` is connected."),
                 io.Int.Input("steps", default=25, min=1, max=10000, tooltip="Steps of the sampler. Paper: 25."),
                 io.Combo.Input(
                     "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler. Paper: ddim."

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..samplers.windows import window_count
-from .compat import io
+from .compat import io, seed_input
 from .windowing import check_one_clip, sampled_on_windows
 from .windows import window_inputs
 
@@ -203,14 +203,7 @@ class MultiDiffusionUpscale(io.ComfyNode):
                 io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler. 5 to 7."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Of the noise that the frames are sampled from.",
-                ),
+                seed_input("Of the noise that the frames are sampled from."),
                 io.Int.Input(
                     "vae_tile",
                     default=1024,
