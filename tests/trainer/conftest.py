@@ -1,3 +1,4 @@
+import tempfile
 from fractions import Fraction
 
 import numpy as np
@@ -40,3 +41,32 @@ def write_video():
 def numbers():
     """The inverse of `numbered`: which frame each one is."""
     return lambda frames: np.round((frames.mean((1, 2, 3)) - 10) / 2).astype(int).tolist()
+
+
+def drawn(number, frames=8):
+    """A square that moves, in the brightness of its number."""
+    clip = np.full((frames, 16, 32, 3), 20 * number + 10, np.uint8)
+    for k in range(frames):
+        clip[k, 4:12, 2 * k : 2 * k + 8] = 220
+    return clip
+
+
+@pytest.fixture
+def clip_bytes(tmp_path):
+    """What is in a file of a drawn clip."""
+    pictures = pytest.importorskip("stillmotion.trainer.pictures")
+
+    def make(number, frames=8):
+        pictures.write_mp4(drawn(number, frames), tmp_path / "drawn.mp4", 8)
+        return (tmp_path / "drawn.mp4").read_bytes()
+
+    return make
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
