@@ -59,7 +59,7 @@ def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disab
     """The host's handle of an inflation without its queries."""
     with torch.device("meta"):
         inflation = Inflation(without_queries(info.config), info.structure, comfy.ops.manual_cast)
-    inflation.load_state_dict({n: t for n, t in tensors.items() if ".queries." not in n}, assign=True)
+    inflation.load_state_dict({n: narrowed(t) for n, t in tensors.items() if ".queries." not in n}, assign=True)
     plain = comfy.model_patcher.ModelPatcher
     patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     patcher = patcher_class(
@@ -69,6 +69,13 @@ def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disab
     )
     patcher.cached_patcher_init = (load_patcher, (path,))  # older hosts do not look at it
     return patcher
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    """In half precision where the host computes in it: float32 would take twice the memory to be cast at every use."""
+    host = comfy.model_management.unet_dtype()
+    halves = host in (torch.float16, torch.bfloat16) and tensor.dtype == torch.float32
+    return tensor.to(host) if halves else tensor
 
 
 def load_patcher(path: Path, disable_dynamic: bool = False):

@@ -355,6 +355,22 @@ def test_files_in_half_precision_run_on_a_base_in_full_and_in_half(small_model, 
     assert (sample(attach(base, small), noise(5)) - exact).abs().mean() < 0.1 * moved
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_in_full_precision_takes_half_the_memory_on_a_host_in_half(small_model, motion, monkeypatch, dtype):
+    import comfy.model_management
+    from stillmotion.nodes.host import KEY
+
+    base, path = small_model(dtype=dtype, widths=WIDTHS), motion(EVERYTHING)
+    full = attach(base, path)
+    expected = sample(full, noise(5))
+    size = full.get_additional_models_with_key(KEY)[0].model_size()
+    del full
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *_, **__: dtype)
+    half = attach(base, path)
+    assert half.get_additional_models_with_key(KEY)[0].model_size() == size / 2
+    assert difference(sample(half, noise(5)), expected) < 0.01
+
+
 def test_a_partly_loaded_space_time_inflation_gives_the_same_clip(model, motion):
     """As the host loads it where memory is short: most layers wait in slow memory and are cast when called."""
     from stillmotion.nodes.host import KEY
