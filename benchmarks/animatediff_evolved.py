@@ -1,10 +1,12 @@
 """One motion module through our STUNet Loader and through AnimateDiff-Evolved: the same clip, and what a step costs.
 
-    python benchmarks/animatediff_evolved.py --evolved PATH [--frames 16 32 80] [--cells 16] [--rounds 3] [--only-speed]
+    python benchmarks/animatediff_evolved.py --evolved PATH [--frames 16 32 80] [--cells 16] [--steps 1] [--rounds 3]
+        [--only-speed]
 
 PATH is a checkout of ComfyUI-AnimateDiff-Evolved, which is no part of this project. Needs a ComfyUI at $COMFYUI_PATH or
 ~/comfy/ComfyUI, and 10 GB of memory: the U-Net is SD1.5's at its full width, for that pack loads modules of no other.
-Weights are random. Everything runs on a CPU, in one thread; attention is PyTorch's in both, as it is on most GPUs.
+Weights are random. Everything runs on a GPU in float16 where there is one, else in float32 on a CPU, in one thread;
+attention is PyTorch's in both, as it is on most GPUs.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.presets import lumiere
-from turns import HEADER, print_costs, randomise
+from turns import DEVICE, HEADER, print_costs, randomise
 
 ANIMATEDIFF = InflationConfig(temporal=Temporal(middle=True))
 HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
@@ -36,6 +38,7 @@ CLIP = {"frames": 7, "height": 8, "width": 16, "steps": 2, "cfg": 3.0}
 LONG = {**CLIP, "frames": 13}
 WINDOW = {"context_length": 6, "context_overlap": 2, "fuse_method": "pyramid"}
 
+TYPE = torch.float16 if DEVICE.type == "cuda" else torch.float32
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
 PACK = Path(__file__).resolve().parents[1]
 SD15 = sd15_like([320, 640, 1280, 1280], [2, 2, 2, 2])
@@ -55,7 +58,7 @@ UNET = {
     "num_head_channels": -1,
     "use_linear_in_transformer": False,
     "legacy": False,
-    "dtype": torch.float32,
+    "dtype": TYPE,
 }
 
 
@@ -65,7 +68,7 @@ def load_comfyui(evolved, folder):
     import comfy.cli_args
     import comfy.options  # noqa: F401
 
-    comfy.cli_args.args.cpu = comfy.cli_args.args.use_pytorch_cross_attention = True
+    comfy.cli_args.args.cpu, comfy.cli_args.args.use_pytorch_cross_attention = DEVICE.type == "cpu", True
     import folder_paths
     import utils.extra_config  # noqa: F401  before nodes
 
@@ -84,16 +87,23 @@ def random_model():
     import comfy.supported_models
 
     config = comfy.supported_models.SD15(UNET)
-    config.set_inference_dtype(torch.float32, None)
-    base = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, device="cpu").eval()
+    config.set_inference_dtype(TYPE, None)
+    base = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, device=DEVICE).eval()
     randomise(base.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+    return comfy.model_patcher.ModelPatcher(base, DEVICE, torch.device("cpu"))
+
+
+def random_tensors(config):
+    """Of an inflation of SD1.5, on the CPU."""
+    with DEVICE:
+        inflation = randomise(Inflation(config, SD15))
+    return inflation.cpu().state_dict()
 
 
 def write_module(path, config, positions):
     """A random motion module in AnimateDiff's names."""
-    info, tensors = MotionInfo(config, SD15, positions=positions), randomise(Inflation(config, SD15)).state_dict()
-    safetensors.torch.save_file(to_animatediff(info, tensors), path)
+    info = MotionInfo(config, SD15, positions=positions)
+    safetensors.torch.save_file(to_animatediff(info, random_tensors(config)), path)
 
 
 def write_lora(path, module):
@@ -138,7 +148,7 @@ def in_our_loop(model, config):
     from stillmotion.nodes.motion import LoadedMotion, make_patcher
 
     info, path = MotionInfo(config, SD15), Path("random")
-    motion = LoadedMotion(path, info, {}, make_patcher(path, info, randomise(Inflation(config, SD15)).state_dict()))
+    motion = LoadedMotion(path, info, {}, make_patcher(path, info, random_tensors(config)))
     return attach(model, motion, temporal=1.0, memory=1.0, queries=1.0)
 
 
@@ -176,13 +186,12 @@ def sample(model, frames, height, width, steps=1, cfg=1.0):
     return comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=0)
 
 
-def write_files(folder, longest):
-    """Modules of both layouts, a motion LoRA, the first module with it merged, and a module for the timed clips."""
+def write_files(folder):
+    """Modules of both layouts, a motion LoRA, and the first module with it merged."""
     for name, config in LAYOUTS.items():
         write_module(folder / f"{name}.safetensors", config, positions=32)
     write_lora(folder / "lora.safetensors", folder / "v2.safetensors")
     merge_lora(*(folder / f"{name}.safetensors" for name in ("v2", "lora", "merged")))
-    write_module(folder / "long.safetensors", ANIMATEDIFF, positions=longest)
 
 
 def print_difference(name, theirs, ours, without):
@@ -210,8 +219,9 @@ def print_differences_on_windows(model, file):
         print_difference(f"{name} windows of 6 frames on v2", theirs, sample(windows(ours), **LONG), whole)
 
 
-def print_speeds(model, options):
+def print_speeds(model, folder, options):
     """AnimateDiff-Evolved has a module of version 2; ours are timed as their files would be."""
+    write_module(folder / "long.safetensors", ANIMATEDIFF, positions=max(options.frames))
     for frames in options.frames:
         models = {
             "SD1.5 alone": model,
@@ -220,10 +230,8 @@ def print_speeds(model, options):
             "frames halved three times": in_our_loop(model, HALVED),
             "Lumiere's space-time U-Net": in_our_loop(model, lumiere(SD15, frames)),
         }
-        cells = options.cells
-        print_costs(
-            frames, {name: partial(sample, m, frames, cells, cells) for name, m in models.items()}, options.rounds
-        )
+        size = frames, options.cells, options.cells, options.steps
+        print_costs(frames, {name: partial(sample, m, *size) for name, m in models.items()}, options.rounds)
 
 
 def main():
@@ -231,6 +239,7 @@ def main():
     parser.add_argument("--evolved", type=Path, required=True, help="the folder of ComfyUI-AnimateDiff-Evolved")
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 80], help="of the clips that are timed")
     parser.add_argument("--cells", type=int, default=16, help="width and height of their latents")
+    parser.add_argument("--steps", type=int, default=1, help="of a clip that is timed, default 1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-speed", action="store_true", help="do not compare what the clips look like")
     options = parser.parse_args()
@@ -238,12 +247,12 @@ def main():
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         load_comfyui(options.evolved.resolve(), Path(folder))
-        write_files(Path(folder), max(options.frames))
         model = random_model()
         if not options.only_speed:
+            write_files(Path(folder))
             print_differences(model)
         print(f"\n{HEADER}")
-        print_speeds(model, options)
+        print_speeds(model, Path(folder), options)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from stillmotion.trainer.host import InflatedUNet
 from stillmotion.trainer.pictures import contact_sheet
 from stillmotion.trainer.previews import decode_clip
 from stillmotion.trainer.sample import ddim, starting_noise
+from turns import DEVICE
 
 OFF = Mitigation(alpha=0)
 
@@ -47,9 +48,9 @@ def frechet(a, b):
 def features(network, latents, no_caption):
     """Of one clip, (2 * channels,): the middle block's output at a low noise level, without a caption."""
     frames = len(latents)
-    text, times = no_caption.expand(frames, -1, -1), torch.full((frames,), 100)
+    text, times = no_caption.expand(frames, -1, -1), torch.full((frames,), 100, device=latents.device)
     middle = network.observe(latents, times, text, Clip.of(frames), None, []).middle.mean((2, 3))
-    return torch.cat([middle.mean(0), middle.diff(dim=0).abs().mean(0)]).double()
+    return torch.cat([middle.mean(0), middle.diff(dim=0).abs().mean(0)]).double().cpu()
 
 
 def project(real, count):
@@ -74,7 +75,7 @@ def real_clips(base, options):
     """Captions and latents of clips of the set."""
     for source in find_clips(options.videos)[: options.samples]:
         frames = fit(decode(source, options.fps, frames=options.frames).frames, options.size)
-        yield source.caption, encode_frames(base.vae, to_network(frames))
+        yield source.caption, encode_frames(base.vae.to(DEVICE), to_network(frames).to(DEVICE))
 
 
 @torch.no_grad()
@@ -96,6 +97,8 @@ def main():
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     base = load_base(options.base)
+    base.unet.to(DEVICE)
+    base.text_encoder.to(DEVICE)
     judge, no_caption = InflatedUNet(base.unet), encode_captions(base, [""])
     captions, real = zip(*real_clips(base, options))
     real_features = torch.stack([features(judge, clip, no_caption) for clip in real])
@@ -109,7 +112,7 @@ def main():
     for name, path, how in rungs:
         model, clips = load_motion(base, path), []
         for seed, caption in enumerate(captions):
-            text, noise = encode_captions(base, [caption, ""]), starting_noise(seed, options.frames, cells)
+            text, noise = encode_captions(base, [caption, ""]), starting_noise(seed, options.frames, cells).to(DEVICE)
             clips.append(sample(model, text, noise, how, options.guidance, options.guidance, options.steps))
         found = torch.stack([features(judge, clip, no_caption) for clip in clips])
         distance = frechet(to_principal(found), to_principal(real_features))

@@ -39,7 +39,8 @@ def sample(model, text, noise, how, early, late, steps):
     switch = sigma_at(0.3, sigmas)
     for timestep in scheduler.timesteps:
         sigma, rows = sigmas[timestep].item(), x.repeat(2, 1, 1, 1)
-        predicted = model(rows, timestep.expand(2 * frames), text.repeat_interleave(frames, dim=0), Clip.of(frames))
+        times = timestep.to(x.device).expand(2 * frames)
+        predicted = model(rows, times, text.repeat_interleave(frames, dim=0), Clip.of(frames))
         predicted = guided(predicted, frames, cfg_at(sigma, early, late, switch))
         in_k_space = x * math.sqrt(1 + sigma**2)
         denoised = mitigate_latents(in_k_space - sigma * predicted, sigma, how)

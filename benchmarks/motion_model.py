@@ -5,7 +5,8 @@
 
 Two tables: a forward, and a training step (forward and backward; gradients of the motion modules, of the image model
 alone those of its input). With --checkpointing layers are recomputed in it as each offers it: ours all of them,
-diffusers' all but the motion modules. SD1.5's layers with random weights, on a CPU, in one thread.
+diffusers' all but the motion modules. SD1.5's layers with random weights; in one thread of a CPU, or on a GPU as the
+trainer computes there: the image model in bfloat16, the motion modules in float32, mixed by autocast.
 """
 
 import argparse
@@ -20,16 +21,23 @@ from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.presets import lumiere
 from stillmotion.trainer.host import InflatedUNet, structure_of
-from turns import HEADER, print_costs, randomise
+from torch import nn
+from turns import DEVICE, HEADER, print_costs, randomise
 
 ANIMATEDIFF = InflationConfig(temporal=Temporal(norm_scope="clip", middle=True))
 HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
+ON_GPU = DEVICE.type == "cuda"
 
 
 def random_unet(width):
     widths = (width, 2 * width, 4 * width, 4 * width)
     unet = UNet2DConditionModel(block_out_channels=widths, cross_attention_dim=768, attention_head_dim=8)
+    nn.Module.to(unet, DEVICE, torch.bfloat16 if ON_GPU else torch.float32)  # diffusers' own warns
     return randomise(unet.eval())
+
+
+def random_inflation(config, structure):
+    return randomise(Inflation(config, structure).to(DEVICE))
 
 
 def in_diffusers(unet, inflation, frames):
@@ -46,17 +54,18 @@ def in_diffusers(unet, inflation, frames):
 def forward_of(model, frames, cells):
     """A forward of one clip, called with no arguments, which returns `(frames, channels, height, width)`."""
     generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(frames, 4, cells, cells, generator=generator, requires_grad=True)
-    text = torch.randn(1, 77, 768, generator=generator).repeat(frames, 1, 1)
+    sample = torch.randn(frames, 4, cells, cells, generator=generator).to(DEVICE).requires_grad_()
+    text = torch.randn(1, 77, 768, generator=generator).repeat(frames, 1, 1).to(DEVICE)
+    mixed = torch.autocast(DEVICE.type, torch.bfloat16, enabled=ON_GPU)
     if isinstance(model, UNetMotionModel):
-        return lambda: model(sample.transpose(0, 1)[None], 500, text).sample[0].transpose(0, 1)
-    return lambda: model(sample, torch.full((frames,), 500), text, Clip.of(frames))
+        return mixed(lambda: model(sample.transpose(0, 1)[None], 500, text).sample[0].transpose(0, 1))
+    return mixed(lambda: model(sample, torch.full((frames,), 500, device=DEVICE), text, Clip.of(frames)))
 
 
 def train(model, forward):
     """A step without its optimiser."""
     model.zero_grad(set_to_none=True)
-    forward().square().mean().backward()
+    forward().float().square().mean().backward()
 
 
 def trained(model, checkpointing):
@@ -87,7 +96,7 @@ def models_of(unet, theirs, frames):
         "frames halved three times": HALVED,
         "Lumiere's space-time U-Net": lumiere(structure, frames),
     }
-    ours = {name: InflatedUNet(unet, randomise(Inflation(config, structure))) for name, config in configs.items()}
+    ours = {name: InflatedUNet(unet, random_inflation(config, structure)) for name, config in configs.items()}
     for model in ours.values():
         model.inflation.requires_grad_(False)
     return {"the image model alone": InflatedUNet(unet), "diffusers' UNetMotionModel": theirs, **ours}
@@ -120,7 +129,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     unet = random_unet(options.width)
-    same = randomise(Inflation(ANIMATEDIFF, structure_of(unet)))
+    same = random_inflation(ANIMATEDIFF, structure_of(unet))
     theirs = in_diffusers(unet, same, max(options.frames))
     with torch.no_grad():
         print_difference(theirs, InflatedUNet(unet, same), InflatedUNet(unet), options.cells)

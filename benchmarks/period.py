@@ -23,6 +23,7 @@ from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.pictures import contact_sheet
 from stillmotion.trainer.previews import decode_clip
 from stillmotion.trainer.sample import sample_clip, starting_noise
+from turns import DEVICE
 
 
 def on_windows(model, window, overlap):
@@ -74,6 +75,8 @@ def main():
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     base = load_base(options.base)
+    base.unet.to(DEVICE)
+    base.text_encoder.to(DEVICE)
     text, no_caption = encode_captions(base, [options.caption, ""])
     sheet, slices = [], []
     print(f"{'':32}  period  spread  autocorrelation  difference")
@@ -83,7 +86,7 @@ def main():
         model = on_windows(model, int(window), options.overlap) if int(window) else model
         name, found = f"{Path(path).stem}, {f'windows of {window}' if int(window) else 'one pass'}", []
         for seed in range(options.seeds):
-            noise = starting_noise(seed, options.frames, (options.size[0] // 8, options.size[1] // 8))
+            noise = starting_noise(seed, options.frames, (options.size[0] // 8, options.size[1] // 8)).to(DEVICE)
             clip = sample_clip(model, text, no_caption, noise, steps=options.steps, guidance=options.guidance)
             starts = range(0, options.frames - options.part + 1, options.part // 4)
             found += [(*period(clip[s : s + options.part]), mean_frame_difference(clip)) for s in starts]

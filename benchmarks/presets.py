@@ -2,28 +2,35 @@
 
     python benchmarks/presets.py                (a minute or two for each file)
     python benchmarks/presets.py 24gb           (one of them)
+    python benchmarks/presets.py --measure      (on a GPU that has the memory)
 
-Prints GiB as estimated, in bfloat16 as on a GPU; nothing is computed and no weights are needed. Ends with an error
-where a file leaves less than a tenth of its card to the GPU's own needs.
+Prints GiB as estimated, in bfloat16 as on a GPU; nothing is computed and no weights are needed. With --measure it takes
+two steps of random weights and clips, and prints the most that was allocated at once. Ends with an error where a file
+leaves less than a tenth of its card to the GPU's own needs.
 """
 
 import argparse
+import gc
 import re
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from stillmotion.networks.inflation import Inflation
-from stillmotion.trainer.batches import Plan
+from stillmotion.trainer.batches import Batch, Plan
 from stillmotion.trainer.config import read_options
 from stillmotion.trainer.estimate import GIB, estimate_memory
 from stillmotion.trainer.host import InflatedUNet, structure_of
 from stillmotion.trainer.inflate import inflation_config, weights_of_losses
+from stillmotion.trainer.loop import start_training, update
 from stillmotion.trainer.objectives import Harivo
+from stillmotion.trainer.optimiser import Schedule
 from stillmotion.trainer.options import InflateOptions
 from stillmotion.trainer.run import cells_of
 from torch import nn
+from turns import DEVICE, randomise
 
 PRESETS = Path(__file__).resolve().parents[1] / "trainer" / "presets"
 USABLE = 0.9
@@ -33,15 +40,15 @@ def options_of(file):
     return read_options(InflateOptions, ["--videos", "set", "--base", "sd15", "--config", str(file)], "inflate")
 
 
-def objective_of(options):
-    """SD1.5 with its inflation, of tensors that were never written to and so take no memory."""
+def objective_of(options, device="cpu"):
+    """SD1.5 with its inflation, of tensors that were never written to and so take no memory on a CPU."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         inflation = Inflation(inflation_config(options, structure_of(unet)), structure_of(unet))
     nn.Module.to(unet, torch.bfloat16)  # diffusers' own warns
-    network = InflatedUNet(unet, inflation, checkpointing=options.checkpointing).to_empty(device="cpu")
+    network = InflatedUNet(unet, inflation, checkpointing=options.checkpointing).to_empty(device=device)
     plan = Plan(options.seed, options.frames, cells_of(options))
-    return in_mixed_precision(Harivo(network, plan, weights_of_losses(options), options.queue))
+    return Harivo(network, plan, weights_of_losses(options), options.queue)
 
 
 def in_mixed_precision(objective):
@@ -53,19 +60,47 @@ def in_mixed_precision(objective):
     return objective
 
 
-def memory_of(options):
+def estimated(options):
     sizes = (options.batch_size, options.frames), cells_of(options)
-    return estimate_memory(objective_of(options), *sizes, average=options.ema is not None, eight_bit=options.eight_bit)
+    objective = in_mixed_precision(objective_of(options))
+    return estimate_memory(objective, *sizes, average=options.ema is not None, eight_bit=options.eight_bit)
+
+
+def measured(options):
+    """The most bytes that were allocated at once in two steps on the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    accelerator = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=options.accumulation)
+    objective = objective_of(options, DEVICE)
+    randomise(objective.network)
+    objective.inflation.requires_grad_(True)
+    state = {"average": options.ema, "eight_bit": options.eight_bit}
+    training = start_training(accelerator, objective, Schedule(2, 1e-6), batch_size=options.batch_size, **state)
+    for step in (1, 2):
+        update(training, lambda *_: random_batch(options), step)
+    return torch.cuda.max_memory_allocated()
+
+
+def random_batch(options):
+    rows = options.batch_size * options.frames
+    latents = torch.randn(2, rows, 4, *reversed(cells_of(options)))
+    times = torch.randint(1000, (options.batch_size,)).repeat_interleave(options.frames)
+    text = torch.randn(rows, 77, 768)
+    return Batch(*latents, times, text, options.frames, tuple(range(options.batch_size)))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("only", nargs="?", default="", help="part of a file's name")
-    only, too_large = parser.parse_args().only, []
-    for file in sorted(PRESETS.glob(f"*{only}*.toml"), key=card_of):
-        memory, card = memory_of(options_of(file)), card_of(file)
-        print(f"{file.name:20} {memory.total / GIB:5.1f} of {card} GiB   {memory}", flush=True)
-        if memory.total > USABLE * card * GIB:
+    parser.add_argument("--measure", action="store_true", help="take steps on this GPU instead of estimating")
+    given, too_large = parser.parse_args(), []
+    for file in sorted(PRESETS.glob(f"*{given.only}*.toml"), key=card_of):
+        options, card = options_of(file), card_of(file)
+        memory = None if given.measure else estimated(options)
+        total = memory.total if memory else measured(options)
+        print(f"{file.name:20} {total / GIB:5.1f} of {card} GiB   {memory or 'measured'}", flush=True)
+        if total > USABLE * card * GIB:
             too_large.append(file.name)
     if too_large:
         sys.exit(f"too large for their cards: {', '.join(too_large)}")

@@ -16,15 +16,35 @@ def randomise(module):
     return module.requires_grad_(False)
 
 
-def cpu_seconds(run):
-    """CPU seconds of this process, which other load does not count into."""
-    began = time.process_time()
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds(run):
+    """On a GPU those that pass; on a CPU those of this process on it, which other load does not count into."""
+    began = clock()
     run()
-    return time.process_time() - began
+    return clock() - began
+
+
+def clock():
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def peak_memory(run):
     """MB of tensors that a run holds at once beside what was there before, as PyTorch's allocator reports them."""
+    if DEVICE.type == "cpu":
+        return peak_memory_on_cpu(run)
+    run()  # once before: kernels want room for themselves, and a host loads models
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def peak_memory_on_cpu(run):
     with tempfile.TemporaryDirectory() as folder:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
             run()
@@ -45,9 +65,9 @@ def print_costs(frames, ways, rounds):
     """
     memory = {name: peak_memory(run) for name, run in ways.items()}
     turns = [list(ways.items())[:: -1 if i % 2 else 1] for i in range(rounds)]
-    times = [{name: cpu_seconds(run) for name, run in turn} for turn in turns]
+    times = [{name: seconds(run) for name, run in turn} for turn in turns]
     for name in ways:
-        seconds = [f"{median(t[name] for t in times):.1f}"]
-        seconds += [f"{median(t[name] / t[other] for t in times):.2f}" for other in list(ways)[:2]]
+        ratios = [f"{median(t[name] for t in times):.2f}"]
+        ratios += [f"{median(t[name] / t[other] for t in times):.2f}" for other in list(ways)[:2]]
         mb = [f"{memory[name]:.0f}", *(f"{memory[name] / memory[other]:.2f}" for other in list(ways)[:2])]
-        print(f"| {frames} | {name} | {' | '.join(seconds + mb)} |", flush=True)
+        print(f"| {frames} | {name} | {' | '.join(ratios + mb)} |", flush=True)
