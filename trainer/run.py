@@ -207,7 +207,7 @@ def start_log(options: TrainOptions, training: Training, clips: Sequence[str], h
 def motion_info(options: TrainOptions, training: Training, captions: Sequence[str]) -> MotionInfo:
     """What the motion file says of itself; of paths it keeps the last name, it is made to be shared.
 
-    Not whether the run was interrupted: its file is the same, byte for byte.
+    Not whether the run was interrupted: its file says the same.
     """
     given = options.model_dump(mode="json", exclude={"resume"})
     paths = {name: value.name for name in given if isinstance(value := getattr(options, name), Path)}
