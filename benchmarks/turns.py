@@ -21,6 +21,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def seconds(run):
     """On a GPU those that pass; on a CPU those of this process on it, which other load does not count into."""
+    if DEVICE.type == "cuda":
+        run()  # whoever went before may have sent the models of this one to the CPU
     began = clock()
     run()
     return clock() - began
@@ -37,7 +39,7 @@ def peak_memory(run):
     """MB of tensors that a run holds at once beside what was there before, as PyTorch's allocator reports them."""
     if DEVICE.type == "cpu":
         return peak_memory_on_cpu(run)
-    run()  # once before: kernels want room for themselves, and a host loads models
+    run()  # once before: kernels take room of their own, and the host loads models
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
