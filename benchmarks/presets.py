@@ -63,7 +63,8 @@ def in_mixed_precision(objective):
 def estimated(options):
     sizes = (options.batch_size, options.frames), cells_of(options)
     objective = in_mixed_precision(objective_of(options))
-    return estimate_memory(objective, *sizes, average=options.ema is not None, eight_bit=options.eight_bit)
+    state = {"average": options.ema is not None, "eight_bit": options.eight_bit}
+    return estimate_memory(objective, *sizes, **state, accumulation=options.accumulation)
 
 
 def measured(options):
@@ -92,7 +93,7 @@ def random_batch(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("only", nargs="?", default="", help="part of a file's name")
+    parser.add_argument("only", nargs="?", default="gb", help="part of a file's name")
     parser.add_argument("--measure", action="store_true", help="take steps on this GPU instead of estimating")
     given, too_large = parser.parse_args(), []
     for file in sorted(PRESETS.glob(f"*{given.only}*.toml"), key=card_of):

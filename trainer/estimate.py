@@ -64,15 +64,23 @@ def size_text(size: int) -> str:
 
 
 def estimate_memory(
-    objective: Denoising, rows: tuple[int, int], cells: tuple[int, int], *, average: bool, eight_bit: bool
+    objective: Denoising,
+    rows: tuple[int, int],
+    cells: tuple[int, int],
+    *,
+    average: bool,
+    eight_bit: bool,
+    accumulation: int = 1,
 ) -> Memory:
-    """What a step of `rows` = (clips, frames) with latents of `cells` = (width, height) takes."""
+    """What a step of `rows` = (clips, frames), so many times, with latents of `cells` = (width, height) takes."""
     parameters = list(objective.parameters())
     trained = sum(bytes_of(p) for p in parameters if p.requires_grad)
     frozen = sum(bytes_of(t) for t in [*parameters, *objective.buffers()] if not t.requires_grad)
     moments = trained // 2 if eight_bit else 2 * trained  # two numbers a weight, in 1 byte or 4
     update = 0 if eight_bit else trained  # on a GPU, AdamW takes the roots of all second moments at once
-    activations = max(0, measure_activations(objective, rows, cells) - trained)
+    accumulating = accumulation > 1
+    peak = measure_activations(objective, rows, cells, accumulating)
+    activations = peak if accumulating else max(0, peak - trained)
     mean = sum(map(bytes_of, objective.network.inflation.parameters())) if average else 0
     return Memory(frozen, trained, trained, moments, mean, activations, update)
 
@@ -81,8 +89,12 @@ def bytes_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def measure_activations(objective: Denoising, rows: tuple[int, int], cells: tuple[int, int]) -> int:
+def measure_activations(
+    objective: Denoising, rows: tuple[int, int], cells: tuple[int, int], accumulating: bool = False
+) -> int:
     """The most bytes alive at once in a forward and backward pass, gradients included, beside the weights.
+
+    Where batches are accumulated, the gradients of the one before are there from the start; then they do not count.
 
     The pass runs on tensors that have a shape and no data, on the network's own device, so that it takes the kernels
     that training will take; recomputed layers come out right because it is the same code. It has every loss that any
@@ -90,6 +102,9 @@ def measure_activations(objective: Denoising, rows: tuple[int, int], cells: tupl
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, shapes_only(objective, fake):
         batch = fake_batch(objective.network, rows, cells)
+        for parameter in objective.parameters():
+            if accumulating and parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
         with LiveBytes() as live:
             objective(batch, 0).total.backward()
     return live.peak

@@ -172,6 +172,7 @@ def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> 
         plan.cells,
         average=options.ema is not None,
         eight_bit=options.eight_bit,
+        accumulation=options.accumulation,
     )
     log.info("Memory of a step, estimated: %s", memory)
     free = free_memory(accelerator.device)

@@ -41,6 +41,18 @@ def test_the_estimate_is_what_a_real_pass_holds_at_its_peak(checkpointing):
     assert estimated == pytest.approx(live.peak, rel=0.02)  # when Python frees what differs a little
 
 
+def test_gradients_of_the_batch_before_are_there_from_the_start():
+    """Of a second pass the estimate counts what there is beside them."""
+    rows, cells = (2, 2), (4, 6)
+    estimated = measure_activations(tiny_objective(), rows, cells, accumulating=True)
+    model = tiny_objective()
+    real_pass(model, rows, cells).backward()
+    with LiveBytes() as live:
+        real_pass(model, rows, cells).backward()
+    assert estimated == pytest.approx(live.peak, rel=0.02)
+    assert estimated < measure_activations(tiny_objective(), rows, cells)
+
+
 def test_the_estimate_covers_what_autograd_saves():
     """An independent count, without the class under test: distinct storages that the graph of a real pass keeps."""
     rows, cells = (1, 4), (8, 8)
@@ -83,6 +95,8 @@ def test_weights_gradients_and_moments_are_counted(monkeypatch):
     assert memory.frozen == 4 * sum(p.numel() for p in tiny.tiny_unet().parameters())
     assert (memory.optimizer, memory.activations, memory.update) == (8 * trained, 5 * trained, 4 * trained)
     assert memory.total == memory.frozen + 25 * trained
+    accumulated = estimate_memory(model, (1, 2), (8, 8), average=True, eight_bit=False, accumulation=2)
+    assert (accumulated.gradients, accumulated.activations) == (4 * trained, 9 * trained)
     eight = estimate_memory(model, (1, 2), (8, 8), average=False, eight_bit=True)
     assert (eight.optimizer, eight.average, eight.update) == (2 * trained, 0, 0)
 
