@@ -16,6 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from .division import load, load_optimizer, whole
 from .loop import Training
 
 FORMAT = 2
@@ -26,9 +27,12 @@ FLAGS = {"num_processes": "`accelerate launch --num_processes`"}
 
 
 def state_of(training: Training, facts: dict) -> dict:
-    """A run as tensors, numbers and text; `facts` are what a resumed run must have in common with it."""
+    """A run as tensors, numbers and text; `facts` are what a resumed run must have in common with it.
+
+    All processes must call it, and the first one write it.
+    """
     scaler = training.accelerator.scaler
-    return {
+    state = {
         "format": FORMAT,
         "step": training.step,
         "facts": json.dumps(facts),
@@ -39,6 +43,7 @@ def state_of(training: Training, facts: dict) -> dict:
         "objective": training.objective.memory(),
         "positions": list(training.positions),
     }
+    return whole(state)
 
 
 def facts_of(state: dict) -> dict:
@@ -48,10 +53,10 @@ def facts_of(state: dict) -> dict:
 def restore(training: Training, state: dict) -> None:
     """Puts a saved state into a run that was started with the same facts."""
     training.step = state["step"]
-    training.inflation.load_state_dict(state["inflation"])
-    training.raw_optimizer.load_state_dict(state["optimizer"])
+    load(training.inflation, state["inflation"])
+    load_optimizer(training.raw_optimizer, state["optimizer"])
     if training.average is not None:
-        training.average.load_state_dict(state["average"])
+        load(training.average, state["average"])
     if training.accelerator.scaler is not None:
         training.accelerator.scaler.load_state_dict(state["scaler"])
     training.objective.restore(state["objective"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -72,7 +73,10 @@ def estimate_memory(
     eight_bit: bool,
     accumulation: int = 1,
 ) -> Memory:
-    """What a step of `rows` = (clips, frames), so many times, with latents of `cells` = (width, height) takes."""
+    """What a step of `rows` = (clips, frames), so many times, with latents of `cells` = (width, height) takes.
+
+    Of weights that are divided among processes it is this one's share; what is gathered for a moment is not counted.
+    """
     parameters = list(objective.parameters())
     trained = sum(bytes_of(p) for p in parameters if p.requires_grad)
     frozen = sum(bytes_of(t) for t in [*parameters, *objective.buffers()] if not t.requires_grad)
@@ -80,13 +84,16 @@ def estimate_memory(
     update = 0 if eight_bit else trained  # on a GPU, AdamW takes the roots of all second moments at once
     accumulating = accumulation > 1
     peak = measure_activations(objective, rows, cells, accumulating)
-    activations = peak if accumulating else max(0, peak - trained)
+    gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)  # not divided in that pass
+    activations = peak if accumulating else max(0, peak - gradients)
     mean = sum(map(bytes_of, objective.network.inflation.parameters())) if average else 0
     return Memory(frozen, trained, trained, moments, mean, activations, update)
 
 
 def bytes_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    """Of what this process has of a tensor."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.numel() * own.element_size()
 
 
 def measure_activations(
@@ -113,16 +120,28 @@ def measure_activations(
 @contextmanager
 def shapes_only(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
     """Inside, the weights and buffers of a model have a shape and no data. (`torch.func.functional_call` would end
-    before the backward pass, which still needs them where layers are recomputed.)"""
-    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
-    before = [dict(table) for table in tables]
+    before the backward pass, which still needs them where layers are recomputed.) None is divided among processes, and
+    the hooks that would gather them are off."""
+    modules = list(model.modules())
+    tables = [table for module in modules for table in (module._parameters, module._buffers)]
+    hooks = [table for m in modules if hasattr(m, "unshard") for table in (m._forward_pre_hooks, m._forward_hooks)]
+    before = [dict(table) for table in [*tables, *hooks]]
     for table in tables:
-        table.update({name: fake.from_tensor(t) for name, t in table.items() if t is not None})
+        table.update({name: shape_of(t, fake) for name, t in table.items() if t is not None})
+    for table in hooks:
+        table.clear()
     try:
         yield
     finally:
-        for table, kept in zip(tables, before):
+        for table, kept in zip([*tables, *hooks], before):
             table.update(kept)
+
+
+def shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return fake.from_tensor(tensor)
+    with fake:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, requires_grad=tensor.requires_grad)
 
 
 def fake_batch(network: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int]) -> Batch:

@@ -17,6 +17,7 @@ from ..networks.inflation import Inflation
 from ..networks.motion_file import MotionInfo, read_motion_file, write_motion_file
 from ..networks.sites import Structure
 from .checkpoints import explained, remove_unfinished, same
+from .division import whole
 from .loop import Training
 
 log = logging.getLogger("stillmotion")
@@ -40,9 +41,13 @@ def averaged_weights(training: Training) -> Iterator[None]:
 
 
 def exported_weights(training: Training) -> dict[str, Tensor]:
-    """The tensors of the motion file: the running mean of the weights where there is one."""
+    """The tensors of the motion file, on the first process: the running mean of the weights where there is one.
+
+    All processes must call it.
+    """
     with averaged_weights(training):
-        return {name: tensor.detach().cpu().clone() for name, tensor in training.inflation.state_dict().items()}
+        tensors = whole(training.inflation.state_dict())
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) -> None:

@@ -42,9 +42,9 @@ def fixed_batches(plan: Plan, clips: Sequence[TrainingClip]) -> Iterator[Batch]:
 @torch.no_grad()
 def fixed_noise_loss(training: Training, clips: Sequence[TrainingClip]) -> float:
     """The mean loss over clips and levels."""
-    accelerator, network = training.accelerator, training.network
+    accelerator, predict = training.accelerator, training.objective.predict
     losses = []
     with accelerator.autocast():
         for batch in fixed_batches(training.plan, clips):
-            losses.append(batch_loss(network, batch.to(accelerator.device), training.plan))
+            losses.append(batch_loss(predict, batch.to(accelerator.device), training.plan))
     return torch.cat(losses).mean().item()

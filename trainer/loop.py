@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..networks.inflation import Inflation
 from .batches import Batch, Plan
+from .division import average_undivided, prepare
 from .host import InflatedUNet
 from .objectives import Denoising, Losses
 from .optimiser import Schedule, check_finite, make_average, make_optimizer, set_learning_rate
@@ -99,12 +100,12 @@ def start_training(
     eight_bit: bool = False,
 ) -> Training:
     """A run at step 0. `average` is the decay of the running mean of the weights, None for none."""
-    inflation = objective.network.inflation
-    assert inflation is not None, "there is nothing to train"
-    objective.to(accelerator.device)
+    inflation = objective.inflation
     mean = None if average is None else make_average(inflation, average)
-    optimizer = make_optimizer(objective, eight_bit)
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    objective.to(accelerator.device)
+    wrapped, optimizer = prepare(accelerator, objective, inflation, make_optimizer(objective, eight_bit))
+    if mean is not None:  # it was copied while that was allowed, and now is where the weights are, divided as they are
+        mean.module.load_state_dict({name: t.clone() for name, t in inflation.state_dict().items()}, assign=True)
     return Training(accelerator, wrapped, objective, inflation, optimizer, mean, schedule, batch_size)
 
 
@@ -156,8 +157,9 @@ def update(training: Training, source: BatchSource, step: int) -> Stepped:
         with accelerator.accumulate(training.model):
             losses.append(backward(training, batch, step))
     loss, parts = means(accelerator, losses)
-    accelerator.unscale_gradients()
     trained = training.trained()
+    average_undivided(accelerator, [p for _, p in trained])
+    accelerator.unscale_gradients()
     norm = gradient_norm([p for _, p in trained])
     check(training, step, loss, norm, trained)  # before clipping, which multiplies all gradients by a norm that is NaN
     nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..networks.clip import Clip
 from .batches import TIMESTEPS, Batch, NoiseSchedule, Plan
@@ -67,7 +68,7 @@ def simple_loss(predicted: Tensor, batch: Batch, plan: Plan) -> Tensor:
     return loss * velocity_weight(batch.timesteps[:: batch.frames], plan.schedule)
 
 
-def batch_loss(network: nn.Module, batch: Batch, plan: Plan) -> Tensor:
+def batch_loss(network: Callable[..., Tensor], batch: Batch, plan: Plan) -> Tensor:
     """The denoising loss of each clip of a batch, (clips,)."""
     predicted = network(noisy_rows(batch, plan), batch.timesteps, batch.text, Clip.of(batch.frames))
     return simple_loss(predicted, batch, plan)

@@ -29,7 +29,10 @@ MEASURED = "training_fixed_noise_loss", "held_out_loss"
 
 @dataclass
 class Milestones:
-    """`after_step` is the loop's callback. `measured` are the clips of the fixed-noise loss."""
+    """`after_step` is the loop's callback. `measured` are the clips of the fixed-noise loss.
+
+    All processes compute, since none may have all weights; the first one writes.
+    """
 
     training: Training
     options: TrainOptions
@@ -46,14 +49,13 @@ class Milestones:
 
     def after_step(self, report: Report, save_wanted: bool) -> None:
         options, step, last = self.options, report.step, report.step == self.training.schedule.steps
-        if self.training.accelerator.is_main_process:
-            self._log(report)
-            if save_wanted or step % options.save_every == 0 or last:
-                self.save()  # before what needs more memory and may fail for want of it
-            if step % options.held_out_every == 0 or last:
-                self.measure()
-            if options.preview_every and (step % options.preview_every == 0 or last):
-                self.show()
+        self._log(report)
+        if save_wanted or step % options.save_every == 0 or last:
+            self.save()  # before what needs more memory and may fail for want of it
+        if step % options.held_out_every == 0 or last:
+            self.measure()
+        if options.preview_every and (step % options.preview_every == 0 or last):
+            self.show()
         self.training.accelerator.wait_for_everyone()
 
     def _log(self, report: Report) -> None:
@@ -72,6 +74,8 @@ class Milestones:
     def show(self) -> None:
         """Writes a preview and logs how much its frames differ from one another."""
         latents = sample_preview(self.training, self.preview)
+        if not self.training.accelerator.is_main_process:
+            return
         step = self.training.step
         self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents))
         label = f"step {step}\n{self.preview.caption}"
@@ -81,8 +85,11 @@ class Milestones:
     def save(self) -> None:
         """Writes the state to resume from and the motion file as it is now, then deletes what is too old."""
         folder, step = saves_of(self.options), self.training.step
-        path = save_state(folder, state_of(self.training, self.facts))
-        write_and_open(folder / f"{self.name}-{step:06d}.safetensors", exported_weights(self.training), self.info)
+        state, tensors = state_of(self.training, self.facts), exported_weights(self.training)
+        if not self.training.accelerator.is_main_process:
+            return
+        path = save_state(folder, state)
+        write_and_open(folder / f"{self.name}-{step:06d}.safetensors", tensors, self.info)
         keep_latest(folder, ("state-*.pt", f"{self.name}-*.safetensors"), self.options.keep)
         log.info("step %d: saved %s", step, path)
 

@@ -15,6 +15,7 @@ from ..networks.config import InflationConfig
 from ..networks.inflation import Attached, Inflation
 from .batches import TIMESTEPS, Batch, Plan, generator_for
 from .contrastive import ContrastiveHead, Queue, contrastive_loss, frame_pair
+from .division import load
 from .host import InflatedUNet, Observed
 from .losses import batch_loss, noisy_rows, simple_loss
 from .seeding import seeded_by
@@ -39,6 +40,15 @@ class Denoising(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> Losses:
         return Losses(batch_loss(self.network, batch, self.plan).mean(), {})
+
+    @property
+    def inflation(self) -> Inflation:
+        assert self.network.inflation is not None, "there is nothing to train"
+        return self.network.inflation
+
+    def predict(self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip) -> Tensor:
+        """What the network predicts. Between steps call this: it gathers weights that are divided among processes."""
+        return self.network(sample, timesteps, text, clip)
 
     def remember(self, projections: Tensor) -> None:
         """Nothing: this loss looks at a batch alone."""
@@ -83,11 +93,6 @@ class Harivo(Denoising):
             with seeded_by(generator_for(plan.seed, "head")):
                 self.head = ContrastiveHead(channels, middle_cells(network, plan))
             self.queue = Queue(channels, queue)
-
-    @property
-    def inflation(self) -> Inflation:
-        assert self.network.inflation is not None, "there is nothing to train"
-        return self.network.inflation
 
     def forward(self, batch: Batch, step: int) -> Losses:
         seen = self._observe(batch, Attached(self.inflation), watch=bool(self.weights.trs))
@@ -143,7 +148,7 @@ class Harivo(Denoising):
 
     def restore(self, memory: dict) -> None:
         if self.head is not None:
-            self.head.load_state_dict(memory["head"])
+            load(self.head, memory["head"])
             self.queue.load_state_dict(memory["queue"])
 
 

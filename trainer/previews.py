@@ -46,7 +46,7 @@ def sample_preview(training: Training, preview: Preview) -> Tensor:
     noise = starting_noise(preview.seed, plan.frames, plan.cells).to(accelerator.device)
     with averaged_weights(training), accelerator.autocast():
         return sample_clip(
-            training.network,
+            training.objective.predict,
             preview.text,
             preview.no_caption,
             noise,
@@ -54,6 +54,7 @@ def sample_preview(training: Training, preview: Preview) -> Tensor:
             steps=preview.steps,
             guidance=preview.guidance,
             schedule=plan.schedule,
+            progress=accelerator.is_main_process,
         )
 
 

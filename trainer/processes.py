@@ -7,16 +7,18 @@ import os
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
 from .options import TrainOptions
 
 DIVIDING = {
-    "FSDP": "ACCELERATE_USE_FSDP",
+    "FSDP version 1": "ACCELERATE_USE_FSDP",
+    "FSDP with offloading": "FSDP_OFFLOAD_PARAMS",
     "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
     "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
 }
-"""Ways to divide a model among processes, and what accelerate says in the environment where it was asked for one."""
+"""Ways to divide a model among processes that cannot train here, and what accelerate says in the environment where it
+was asked for one."""
 
 
 def this_process() -> PartialState:
@@ -24,13 +26,14 @@ def this_process() -> PartialState:
 
     Raises:
         ValueError: several processes were started and do not know of one another: each would train alone. Or the
-            model would be divided among them, while saves, the running mean and the file are made of whole weights.
+            model would be divided among them in a way from which it cannot be put together again.
     """
+    second = os.environ.get("FSDP_VERSION") == "2"
     for way, variable in DIVIDING.items():
-        if parse_flag_from_env(variable):
+        if parse_flag_from_env(variable) and not (way == "FSDP version 1" and second):
             raise ValueError(
-                f"accelerate is set up for {way}, which divides the model; every process must have the whole of it:"
-                " start them with `accelerate launch --multi_gpu` (DDP)."
+                f"accelerate is set up for {way}, which cannot train here: start the processes with"
+                " `accelerate launch --multi_gpu` (DDP), or with `--use_fsdp --fsdp_version 2` to divide what trains."
             )
     process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     started = int(os.environ.get("WORLD_SIZE", 1))
@@ -55,11 +58,19 @@ def resolved_precision(options: TrainOptions) -> str:
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
+    """Raises ValueError where what trains is to be divided and an optimiser was asked for that needs whole weights."""
+    divides = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if options.eight_bit and divides:
+        raise ValueError(
+            "--eight-bit needs whole weights, and FSDP divides them: leave it out, or start the processes with"
+            " `accelerate launch --multi_gpu`."
+        )
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses deterministic sums without it
         torch.use_deterministic_algorithms(True)
     return Accelerator(
-        gradient_accumulation_steps=options.accumulation,
+        # FSDP keeps whole gradients until they are summed up over processes
+        gradient_accumulation_plugin=GradientAccumulationPlugin(options.accumulation, sync_each_batch=divides),
         mixed_precision="no" if options.precision == "fp32" else options.precision,
         log_with="tensorboard" if importlib.util.find_spec("tensorboard") else None,
         project_dir=str(options.output),

@@ -246,13 +246,13 @@ def run(
     """
     accelerator = training.accelerator
     check_together(options, training)
-    if training.step == 0 and accelerator.is_main_process:
+    if training.step == 0:
         milestones.measure()
     with Requests(options.output) as requests, logging_redirect_tqdm():
         finished = train(training, source, requests, milestones.after_step, position)
     if not finished:
         log.info("Stopped after step %d; --resume goes on.", training.step)
-    elif accelerator.is_main_process:
+    else:
         export(options, training, milestones, start)
     accelerator.end_training()
     if requests.interrupted:
@@ -272,6 +272,8 @@ def check_together(options: TrainOptions, training: Training) -> None:
 def export(options: TrainOptions, training: Training, milestones: Milestones, start: Inflation) -> None:
     """Writes the motion file, opens it as the nodes do, says how far it moved, and writes a workflow that uses it."""
     name, tensors, info = run_name(options), exported_weights(training), milestones.info
+    if not training.accelerator.is_main_process:
+        return
     path, workflow = options.output / f"{name}.safetensors", options.output / f"{name}_workflow.json"
     write_and_open(path, tensors, info)
     log.info("Wrote %s; its modules moved from their start by (RMS):", path)

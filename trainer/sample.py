@@ -44,6 +44,7 @@ def sample_clip(
     steps: int = 25,
     guidance: float = 7.5,
     schedule: NoiseSchedule = "scaled_linear",
+    progress: bool = True,
 ) -> Tensor:
     """The latents of one clip, (frames, 4, height, width), on the device of `noise`.
 
@@ -54,13 +55,15 @@ def sample_clip(
             training with `first_frame="clean"` does. None: the first frame is sampled like the others.
         guidance: scale of classifier-free guidance; 1 leaves out the network without caption.
         schedule: of the noise that the model was trained on.
+        progress: show a bar, where there are steps enough for one.
     """
     frames, scheduler = len(noise), ddim(schedule)
     scheduler.set_timesteps(steps)
     captions = [text] if guidance == 1 else [text, no_caption]
     context = torch.stack(captions).to(noise).repeat_interleave(frames, dim=0)
     x = given(noise, first)
-    for timestep in tqdm(scheduler.timesteps, desc="sampling", unit="step", leave=False, disable=steps < 5):
+    hidden = not progress or steps < 5
+    for timestep in tqdm(scheduler.timesteps, desc="sampling", unit="step", leave=False, disable=hidden):
         rows = x.repeat(len(captions), 1, 1, 1)
         predicted = model(rows, timestep.to(x.device).expand(len(rows)), context, Clip.of(frames)).float()
         x = given(scheduler.step(guided(predicted, frames, guidance), timestep, x).prev_sample, first)
