@@ -361,6 +361,7 @@ def test_a_file_in_full_precision_takes_half_the_memory_on_a_host_in_half(small_
     from stillmotion.nodes.host import KEY
 
     base, path = small_model(dtype=dtype, widths=WIDTHS), motion(EVERYTHING)
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *_, **__: torch.float32)
     full = attach(base, path)
     expected = sample(full, noise(5))
     size = full.get_additional_models_with_key(KEY)[0].model_size()
