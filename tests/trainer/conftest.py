@@ -70,3 +70,13 @@ def temporary(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a base and three clips, for commands to run in."""
+    import tiny_run
+
+    folder = tmp_path_factory.mktemp("place")
+    tiny_run.write_base_and_clips(folder)
+    return folder

@@ -1,14 +1,13 @@
 import errno
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from stillmotion.trainer import checkpoints
 from stillmotion.trainer.checkpoints import (
@@ -24,7 +23,6 @@ from stillmotion.trainer.checkpoints import (
 )
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
-tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 @pytest.fixture

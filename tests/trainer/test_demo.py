@@ -1,12 +1,10 @@
 """The whole `demo` command on a base of the smallest size."""
 
 import json
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image, ImageSequence
@@ -16,8 +14,6 @@ from stillmotion.trainer.cli import main
 from stillmotion.trainer.demo import draw_clips
 from stillmotion.trainer.options import DemoOptions
 from stillmotion.trainer.runlog import read_log
-
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
-import runpy
 import time
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from stillmotion.trainer import estimate
 from stillmotion.trainer.estimate import (
@@ -18,8 +16,6 @@ from stillmotion.trainer.estimate import (
     time_step,
 )
 from stillmotion.trainer.objectives import Denoising
-
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 
 
 def tiny_objective(checkpointing=False):

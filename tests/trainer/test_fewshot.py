@@ -1,14 +1,13 @@
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -28,23 +27,11 @@ from stillmotion.trainer.runlog import read_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[2]
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fewshot")
-    torch.manual_seed(0)
-    tiny.write_base(folder / "base")
-    tiny.write_clips(folder / "clips")
-    return folder
 
 
 def words(place, output, *more):
-    paths = {"--videos": "clips", "--base": "base", "--cache": "cache", "--output": output}
     numbers = "--size 64x48 --frames 3 --steps 4 --save-every 2 --preview-every none --held-out 1 --held-out-every 2"
-    places = [word for flag, name in paths.items() for word in (flag, str(place / name))]
-    return ["fewshot", *places, *numbers.split(), *more]
+    return tiny.words(place, "fewshot", output, *numbers.split(), *more)
 
 
 def fewshot(place, output, *more):

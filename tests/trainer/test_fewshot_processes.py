@@ -1,13 +1,12 @@
 """The whole `fewshot` command on two processes, started as docs/training.md says."""
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -17,25 +16,13 @@ from stillmotion.trainer.processes import this_process
 from stillmotion.trainer.runlog import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m trainer"
 NUMBERS = "--size 64x48 --frames 3 --steps 4 --learning-rate 1e-3 --ema none --held-out 1 --held-out-every 2"
 MILESTONES = "--save-every 2 --preview-every 2 --preview-steps 2"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    tiny.write_base(folder / "base")
-    tiny.write_clips(folder / "clips")
-    return folder
-
-
 def words(place, output, *more):
-    paths = {"--videos": "clips", "--base": "base", "--cache": "cache", "--output": output}
-    places = [word for flag, name in paths.items() for word in (flag, str(place / name))]
-    return ["fewshot", *places, *NUMBERS.split(), *MILESTONES.split(), *more]
+    return tiny.words(place, "fewshot", output, *NUMBERS.split(), *MILESTONES.split(), *more)
 
 
 def on_two_processes(place, output, *more):

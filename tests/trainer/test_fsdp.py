@@ -2,14 +2,13 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -26,7 +25,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 ROOT = Path(__file__).resolve().parents[2]
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 LAUNCH = "-m accelerate.commands.launch --num_processes 2 --main_process_port 0"
 DDP, FSDP = "--multi_gpu", "--use_fsdp --fsdp_version 2"
 RUN = "--size 64x48 --steps 4 --learning-rate 1e-3 --ema 0.9 --save-every 2"
@@ -83,20 +81,9 @@ def own(tensor):
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    tiny.write_base(folder / "base")
-    tiny.write_clips(folder / "clips")
-    return folder
-
-
 def on_two_processes(place, way, command, output, *more, **variables):
-    paths = {"--videos": "clips", "--base": "base", "--cache": "cache", "--output": output}
-    places = [word for flag, name in paths.items() for word in (flag, str(place / name))]
     options = [*RUN.split(), *{"fewshot": FEWSHOT, "inflate": INFLATE}[command].split(), *more]
-    words = [sys.executable, *LAUNCH.split(), *way.split(), __file__, command, *places, *options]
+    words = [sys.executable, *LAUNCH.split(), *way.split(), __file__, *tiny.words(place, command, output, *options)]
     environment = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
@@ -164,12 +151,14 @@ def test_each_process_holds_half_of_weights_moments_and_running_mean(trained, co
         assert share["moments"] == share["weights"] and 0.45 < share["mean"] / share["whole mean"] < 0.55
 
 
-def test_saves_are_whole_so_that_a_run_without_fsdp_can_go_on_from_them(place, trained):
-    (place / "whole/saves").mkdir(parents=True)
-    shutil.copy(saved_states(trained(FSDP, "fewshot") / "saves")[0], place / "whole/saves")
-    code, said = on_two_processes(place, DDP, "fewshot", "whole", "--resume")
+@pytest.mark.parametrize("before, after", [(FSDP, DDP), (DDP, FSDP)], ids=["fsdp first", "fsdp then"])
+def test_saves_are_whole_so_that_a_run_goes_on_with_and_without_fsdp(place, trained, before, after):
+    folder = place / f"after{before.split()[0]}"
+    (folder / "saves").mkdir(parents=True)
+    shutil.copy(saved_states(trained(before, "fewshot") / "saves")[0], folder / "saves")
+    code, said = on_two_processes(place, after, "fewshot", folder.name, "--resume")
     assert code == 0, said
-    assert close(motion_file(place / "whole"), motion_file(trained(FSDP, "fewshot")))
+    assert close(motion_file(folder), motion_file(trained(before, "fewshot")))
 
 
 @pytest.mark.parametrize("command", ["fewshot", "inflate"])
@@ -214,6 +203,11 @@ def test_what_cannot_train_is_refused(with_fsdp, variables, what):
     with_fsdp(**variables)
     with pytest.raises(ValueError, match=rf"set up for {what}, .* `--use_fsdp --fsdp_version 2`"):
         this_process()
+
+
+def test_what_stands_of_fsdp_in_the_environment_of_a_run_without_it_is_ignored(with_fsdp):
+    with_fsdp(ACCELERATE_USE_FSDP="false", FSDP_OFFLOAD_PARAMS="true", ACCELERATE_USE_CPU="true")
+    assert this_process().num_processes == 1
 
 
 @pytest.mark.parametrize("fsdp", [True, False])

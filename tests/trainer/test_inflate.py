@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
@@ -41,7 +40,6 @@ from stillmotion.trainer.runlog import read_log
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 
 SD15 = sd15_like([320, 640, 1280, 1280], [2, 2, 2, 2])
 NUMBERS = "--size 64x48 --frames 4 --warm-up 1 --learning-rate 1e-3 --ema 0.9 --preview-every none --held-out-every 9"
@@ -58,24 +56,18 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(place):
     """A base, and the same three clips as a folder, a table, and a tar file."""
-    folder = tmp_path_factory.mktemp("inflate")
-    torch.manual_seed(0)
-    tiny.write_base(folder / "base")
-    tiny.write_clips(folder / "clips")
     rows = [f'clips/{n}.gif,"a square moves, number {n}"\n' for n in range(3)]
-    (folder / "clips.csv").write_text("file_name,text\n" + "".join(rows))
-    with tarfile.open(folder / "clips.tar", "w") as tar:
-        for file in sorted((folder / "clips").iterdir()):
+    (place / "clips.csv").write_text("file_name,text\n" + "".join(rows))
+    with tarfile.open(place / "clips.tar", "w") as tar:
+        for file in sorted((place / "clips").iterdir()):
             tar.add(file, file.name)
-    return folder
+    return place
 
 
 def words(place, output, *more):
-    paths = {"--videos": "clips", "--base": "base", "--cache": "cache", "--output": output}
-    places = [word for flag, name in paths.items() for word in (flag, str(place / name))]
-    return ["inflate", *places, *NUMBERS.split(), *more]
+    return tiny.words(place, "inflate", output, *NUMBERS.split(), *more)
 
 
 def run(place, output, *more):

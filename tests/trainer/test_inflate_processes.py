@@ -1,7 +1,6 @@
 """The whole `inflate` command on two processes and tar shards; as a script, the command that notes its clips."""
 
 import os
-import runpy
 import subprocess
 import sys
 import tarfile
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -20,7 +20,6 @@ from stillmotion.trainer.run import check_together
 from stillmotion.trainer.stream import ClipStream
 
 ROOT = Path(__file__).resolve().parents[2]
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
 NUMBERS = "--size 64x48 --frames 4 --steps 4 --learning-rate 1e-3 --ema none --save-every 2 --preview-every none"
 HARIVO = "--preset lumiere-harivo --regularisation 0.1 --trs 0.1 --contrastive 0.1 --ramp 0 --queue 32"
@@ -46,9 +45,7 @@ def noting_its_clips(arguments):
 def place(tmp_path_factory):
     """A base, and four clips, each in a tar file."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    tiny.write_base(folder / "base")
-    tiny.write_clips(folder / "clips", count=4)
+    tiny.write_base_and_clips(folder, count=4)
     for clip in range(4):
         with tarfile.open(folder / f"{clip}.tar", "w") as tar:
             for name in (f"{clip}.gif", f"{clip}.txt"):
@@ -57,9 +54,8 @@ def place(tmp_path_factory):
 
 
 def words(place, output, *more):
-    paths = {"--videos": "{0..3}.tar", "--base": "base", "--cache": "cache", "--output": output}
-    places = [word for flag, name in paths.items() for word in (flag, str(place / name))]
-    return ["inflate", *places, *NUMBERS.split(), *HARIVO.split(), *FOUR.split(), *more]
+    options = [*NUMBERS.split(), *HARIVO.split(), *FOUR.split(), *more]
+    return tiny.words(place, "inflate", output, *options, videos="{0..3}.tar")
 
 
 def on_two_processes(place, output, *more):

@@ -1,14 +1,13 @@
 import os
 import re
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -27,7 +26,6 @@ from stillmotion.trainer.requests import Requests
 from torch import nn
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
-tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 def same_batches(a, b):

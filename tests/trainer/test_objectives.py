@@ -1,13 +1,12 @@
 """HARIVO's losses against their formulas, computed from what hooks see inside diffusers' own U-Net."""
 
 import copy
-import runpy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_run as tiny
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -25,8 +24,6 @@ from stillmotion.trainer.objectives import Denoising, Harivo, Losses, Weights
 from stillmotion.trainer.optimiser import Schedule
 from torch import nn
 from torch.nn import functional as F
-
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 
 FRAMES, COARSE, CONTEXT = 5, 3, 16
 CONFIG = InflationConfig(

@@ -1,14 +1,9 @@
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
+import tiny_run as tiny
 import torch
 from stillmotion.trainer.host import InflatedUNet
 from stillmotion.trainer.losses import signal_shares
 from stillmotion.trainer.sample import ddim, guided, sample_clip, starting_noise
-
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_run.py"))))
 
 
 def stuck(rows, timesteps, text, clip):

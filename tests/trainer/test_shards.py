@@ -2,17 +2,13 @@
 
 import json
 import logging
-import runpy
 import unicodedata
-from pathlib import Path
-from types import SimpleNamespace
 
+import clip_sets
 import pytest
 from stillmotion.trainer.clips import find_clips
 from stillmotion.trainer.decoding import ClipError
 from stillmotion.trainer.shards import fingerprint, shards_of
-
-clip_sets = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("clip_sets.py"))))
 
 
 def test_a_folder_has_the_clips_that_find_clips_knows(tmp_path):

@@ -1,12 +1,10 @@
 """A set too large for memory is streamed in an order that is a function of the seed, and can be resumed anywhere."""
 
 import logging
-import runpy
 import tracemalloc
 from itertools import islice
-from pathlib import Path
-from types import SimpleNamespace
 
+import clip_sets
 import pytest
 import torch
 from stillmotion.trainer.batches import TrainingClip
@@ -14,8 +12,6 @@ from stillmotion.trainer.check import table, usable_clips
 from stillmotion.trainer.options import ClipOptions
 from stillmotion.trainer.shards import shards_of
 from stillmotion.trainer.stream import ClipStream, first_usable, peek, shuffled
-
-clip_sets = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("clip_sets.py"))))
 
 
 def names_of_epoch(shards, epoch=0, **options):

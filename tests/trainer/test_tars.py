@@ -2,20 +2,16 @@
 
 import json
 import pickle
-import runpy
 import tarfile
 import tracemalloc
-from pathlib import Path
-from types import SimpleNamespace
 
+import clip_sets
 import pytest
 import webdataset
 from stillmotion.trainer.decoding import ClipError
 from stillmotion.trainer.options import ClipOptions
 from stillmotion.trainer.shards import opened, shards_of
 from stillmotion.trainer.stream import peek
-
-clip_sets = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("clip_sets.py"))))
 
 
 def test_a_large_tar_file_is_never_held_in_memory(tmp_path):

@@ -1,4 +1,4 @@
-"""A training small enough for tests: `runpy.run_path` gives its functions; as a script it trains in its own process."""
+"""A training small enough for tests; as a script it trains in its own process."""
 
 import sys
 from functools import partial
@@ -59,6 +59,18 @@ def write_clips(folder, count=3):
         first, *others = map(Image.fromarray, frames)
         first.save(folder / f"{number}.gif", save_all=True, append_images=others, duration=125)
         (folder / f"{number}.txt").write_text(f"a square moves, number {number}")
+
+
+def write_base_and_clips(folder, count=3):
+    torch.manual_seed(0)
+    write_base(folder / "base")
+    write_clips(folder / "clips", count)
+
+
+def words(place, command, output, *more, videos="clips"):
+    """A command on that base and these clips."""
+    paths = {"--videos": videos, "--base": "base", "--cache": "cache", "--output": output}
+    return [command, *(word for flag, name in paths.items() for word in (flag, str(place / name))), *more]
 
 
 def tiny_model(config=CONFIG, checkpointing=False):

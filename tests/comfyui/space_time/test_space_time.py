@@ -4,102 +4,32 @@ import math
 
 import pytest
 import torch
+from space_time_clips import (
+    HALVED,
+    HEIGHT,
+    LEVEL,
+    WIDTH,
+    WIDTHS,
+    assert_different,
+    assert_same,
+    attach,
+    condition,
+    difference,
+    noise,
+    sample,
+    watched,
+)
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import Frames, InflationConfig, Mapping, Memory, Queries, Resampling, Temporal, Tokens
 from stillmotion.networks.inflation import Attached, Inflation
-from stillmotion.networks.motion_file import MotionInfo, read_motion_info, write_motion_file
-from stillmotion.networks.presets import PRESETS
+from stillmotion.networks.motion_file import read_motion_info, write_motion_file
 from stillmotion.samplers.windows import FUSES, fuse, windows_of
 
-WIDTHS, HEIGHT, WIDTH = (32, 32, 64, 64), 8, 16
-HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
 EVERYTHING = InflationConfig(
     Temporal(levels=(("attention", "convolution"), ("factorised",), ("transformer",), ("stacked",)), middle=True),
     *(Frames(), Memory(), Queries(4), Resampling((0, 2)), Mapping(), Tokens(5)),
 )
 SPACE_TIME = pytest.mark.parametrize("preset", ["lumiere", "lumiere-harivo"])
-
-
-@pytest.fixture
-def model(small_model):
-    return small_model(widths=WIDTHS)
-
-
-@pytest.fixture
-def motion(tmp_path, model):
-    """Writes a motion file for the model, as if trained, and returns its path; or one fresh from its config."""
-    from stillmotion.nodes.host import structure_of
-
-    def write(config, name="motion", fresh=False):
-        structure = structure_of(model)
-        config = PRESETS[config](structure, 80) if isinstance(config, str) else config
-        torch.manual_seed(0)
-        inflation = Inflation(config, structure)
-        for parameter_name, parameter in inflation.named_parameters() if not fresh else ():
-            deep = parameter_name.startswith("text.")  # six layers in a row, which would blow up what goes through
-            torch.nn.init.normal_(parameter, mean=0.5 * ("gamma" in parameter_name), std=0.05 if deep else 0.1)
-        path = tmp_path / f"{name}.safetensors"
-        write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=8))
-        return path
-
-    return write
-
-
-def attach(model, path, strength=1.0, **options):
-    from stillmotion.nodes.host import attach
-    from stillmotion.nodes.motion import load_motion
-
-    strengths = {"temporal": strength, "memory": strength, "queries": strength}
-    return attach(model, load_motion(path), **strengths, **options)
-
-
-def condition(seed, rows=1, **options):
-    return [[torch.randn(rows, 77, 768, generator=torch.Generator().manual_seed(seed)), options]]
-
-
-def sample(model, noise, positive=None, negative=None, cfg=3.0, steps=1):
-    import comfy.sample
-
-    positive, negative = positive or condition(1), negative or condition(2)
-    settings = (steps, cfg, "euler", "normal", positive, negative, torch.zeros_like(noise))
-    return comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=0)
-
-
-def noise(frames, seed=0):
-    return torch.randn(frames, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-def difference(one, other):
-    """The largest, of numbers of the size of the largest."""
-    return ((one - other).abs().max() / other.abs().max()).item()
-
-
-def assert_same(one, other):
-    assert difference(one, other) < 1e-5
-
-
-def assert_different(one, other):
-    assert difference(one, other) > 1e-3
-
-
-def watched(model):
-    """A clone that notes what patches are told at each self-attention: its block, its rows and the frames' names."""
-    seen, model = [], model.clone()
-
-    def note(n, context, value, extra):
-        seen.append((extra["block"], len(n), extra["original_shape"][0], extra.get("ad_params")))
-        return n, context, value
-
-    model.set_model_attn1_patch(note)
-    return model, seen
-
-
-LEVEL = {
-    **{("input", i): i // 2 for i in range(1, 8, 2)},
-    ("middle", 0): 3,
-    **{("output", i): 3 - i // 2 for i in range(8)},
-}
-"""Of every block with attention, one ResBlock in each level on the way down and two on the way up."""
 
 
 @pytest.mark.parametrize("frames, rates", [(8, [8, 4, 2, 1]), (9, [9, 5, 3, 2]), (17, [17, 9, 5, 3]), (1, [1] * 4)])
@@ -424,101 +354,6 @@ def test_frame_wise_tokens_act_beside_a_lora_and_an_image_adapter(model, motion)
     clips = [clip(*switches) for switches in ((1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))]
     for other in clips[1:]:
         assert_different(clips[0], other)
-
-
-def scaled(path, levels, factors):
-    """The file with what its blocks add at each level made weaker by hand."""
-    from safetensors.torch import load_file
-
-    info, tensors = read_motion_info(path), load_file(path)
-    level_of = {site.name: site.level for site in info.structure.sites()}
-    for name in tensors:
-        site, _, rest = name.partition(".attention.")
-        if rest.startswith("proj_out"):
-            tensors[name] = tensors[name] * factors[level_of[site]]
-    other = path.with_name("scaled.safetensors")
-    write_motion_file(other, tensors, info)
-    return other
-
-
-def test_the_strength_of_a_level_is_that_of_its_blocks(model, motion):
-    path, factors = motion("animatediff"), (1.0, 0.5, 0.0, 1.5)
-    got = sample(attach(model, path, levels=factors), noise(5))
-    assert_same(got, sample(attach(model, scaled(path, WIDTHS, factors)), noise(5)))
-    assert_different(got, sample(attach(model, path), noise(5)))
-    assert_same(sample(attach(model, path, levels=(0.5,)), noise(5)), sample(attach(model, path, 0.5), noise(5)))
-
-
-def test_a_level_of_strength_zero_keeps_the_frame_rate(model, motion):
-    video, seen = watched(attach(model, motion(HALVED), levels=(0.0, 1.0, 0.0, 1.0)))
-    sample(video, noise(5))
-    assert {(LEVEL[block], rows) for block, rows, *_ in seen} == {(0, 10), (1, 10), (2, 6), (3, 6)}
-    off = attach(model, motion("lumiere"), levels=(0.0,))
-    assert_same(sample(off, noise(5)), sample(model, noise(5)))
-
-
-def test_keyframes_are_factors_of_the_strength(model, motion):
-    path = motion(InflationConfig(Temporal(), Frames(), Memory(), mapping=Mapping(), tokens=Tokens(5)))
-    half = attach(model, path, keyframes=((0, 0.5),))
-    assert_same(sample(half, noise(5)), sample(attach(model, path, 0.5), noise(5)))
-    still = sample(attach(model, path, keyframes=((3, 0.0),)), noise(5))
-    assert_same(still, sample(model, noise(5)))
-
-
-def test_keyframes_name_frames_of_the_whole_clip(model, motion):
-    """In windows that do not overlap, each is a clip of its own: the first without its motion, the second with it."""
-    from stillmotion.nodes.windowing import sampled_on_windows
-
-    path = motion("animatediff")
-    windowed = sampled_on_windows(attach(model, path, keyframes=((4, 0.0), (5, 1.0))), 5, 0, "flat")
-    first, second = sample(windowed, noise(10)).split(5)
-    assert_same(first, sample(model, noise(10)[:5]))
-    assert_same(second, sample(attach(model, path), noise(10)[5:]))
-
-
-@pytest.fixture
-def load(pack, monkeypatch):
-    """The STUNet Loader on a file, wherever it is."""
-    import stillmotion.nodes.load as module
-
-    def run(model, path, **more):
-        monkeypatch.setattr(module, "_path", lambda name: path)
-        return module.STUNetLoader.execute(model, path.name, 1.0, 0, "from file", **more).args[0]
-
-    return run
-
-
-def test_the_loader_reads_strengths_of_levels_and_frames(model, motion, load):
-    path = motion("animatediff")
-    got = load(model, path, level_strengths="1, 0.5, 0, 1", keyframes="0: 1.0, 2: 0.5\n4: 2")
-    factors = {"levels": (1.0, 0.5, 0.0, 1.0), "keyframes": ((0, 1.0), (2, 0.5), (4, 2.0))}
-    assert torch.equal(sample(got, noise(5)), sample(attach(model, path, **factors), noise(5)))
-    assert torch.equal(sample(load(model, path), noise(5)), sample(attach(model, path), noise(5)))
-
-
-@pytest.mark.parametrize(
-    "inputs, error",
-    [
-        ({"level_strengths": "1, 1"}, "level_strengths has 2 factors; this model has 4 levels: give one for each"),
-        ({"level_strengths": "1, a, 1, 1"}, "level_strengths has 'a'; write numbers from 0 to 10"),
-        ({"keyframes": "0; 1"}, "keyframes has '0; 1'; write frame: factor"),
-    ],
-)
-def test_strengths_that_cannot_be_are_refused_by_the_loader(model, motion, load, inputs, error):
-    with pytest.raises(ValueError, match=error):
-        load(model, motion("animatediff"), **inputs)
-
-
-def test_graphs_of_before_there_were_such_inputs_still_run(pack):
-    schema = pack["StillmotionSTUNetLoader"].GET_SCHEMA()
-    assert [i.id for i in schema.inputs if i.optional] == ["level_strengths", "keyframes"]
-    advanced = [i for i in schema.inputs if getattr(i, "advanced", None)]
-    assert len(advanced) == 2 * any(hasattr(i, "advanced") for i in schema.inputs)
-
-
-def test_strengths_that_change_nothing_are_warned_about(model, motion, caplog):
-    attach(model, motion(InflationConfig(queries=Queries(4))), keyframes=((0, 0.5),))
-    assert "motion.safetensors holds queries alone" in caplog.text
 
 
 def test_the_memory_estimate_is_of_the_hungriest_part_on_its_own_level(model, motion):
