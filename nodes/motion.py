@@ -59,7 +59,8 @@ def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disab
     """The host's handle of an inflation without its queries."""
     with torch.device("meta"):
         inflation = Inflation(without_queries(info.config), info.structure, comfy.ops.manual_cast)
-    inflation.load_state_dict({n: narrowed(t) for n, t in tensors.items() if ".queries." not in n}, assign=True)
+    rest = {name: tensor for name, tensor in tensors.items() if ".queries." not in name}
+    inflation.load_state_dict(narrowed(rest, comfy.model_management.unet_dtype()), assign=True)
     plain = comfy.model_patcher.ModelPatcher
     patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     patcher = patcher_class(
@@ -71,11 +72,11 @@ def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disab
     return patcher
 
 
-def narrowed(tensor: Tensor) -> Tensor:
+def narrowed(tensors: dict[str, Tensor], host: torch.dtype) -> dict[str, Tensor]:
     """In half precision where the host computes in it: float32 would take twice the memory to be cast at every use."""
-    host = comfy.model_management.unet_dtype()
-    halves = host in (torch.float16, torch.bfloat16) and tensor.dtype == torch.float32
-    return tensor.to(host) if halves else tensor
+    if host not in (torch.float16, torch.bfloat16):
+        return tensors
+    return {name: t.to(host) if t.dtype == torch.float32 else t for name, t in tensors.items()}
 
 
 def load_patcher(path: Path, disable_dynamic: bool = False):

@@ -11,14 +11,16 @@ from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
 from .options import TrainOptions
 
-DIVIDING = {
-    "FSDP version 1": "ACCELERATE_USE_FSDP",
-    "FSDP with offloading": "FSDP_OFFLOAD_PARAMS",
-    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
-    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
-}
-"""Ways to divide a model among processes that cannot train here, and what accelerate says in the environment where it
-was asked for one."""
+
+def refused_ways() -> dict[str, bool]:
+    """Ways to divide a model among processes that cannot train here, and whether accelerate was set up for them."""
+    fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return {
+        "FSDP version 1": fsdp and os.environ.get("FSDP_VERSION") != "2",
+        "FSDP with offloading": fsdp and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"),
+        "DeepSpeed": parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+        "Megatron-LM": parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"),
+    }
 
 
 def this_process() -> PartialState:
@@ -28,9 +30,8 @@ def this_process() -> PartialState:
         ValueError: several processes were started and do not know of one another: each would train alone. Or the
             model would be divided among them in a way from which it cannot be put together again.
     """
-    second = os.environ.get("FSDP_VERSION") == "2"
-    for way, variable in DIVIDING.items():
-        if parse_flag_from_env(variable) and not (way == "FSDP version 1" and second):
+    for way, asked_for in refused_ways().items():
+        if asked_for:
             raise ValueError(
                 f"accelerate is set up for {way}, which cannot train here: start the processes with"
                 " `accelerate launch --multi_gpu` (DDP), or with `--use_fsdp --fsdp_version 2` to divide what trains."
