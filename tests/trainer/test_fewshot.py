@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from stillmotion.networks.config import InflationConfig, Queries
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import read_motion_file, read_motion_info
-from stillmotion.trainer import milestones
+from stillmotion.trainer import milestones, run
 from stillmotion.trainer.cache import read_tensor
 from stillmotion.trainer.checkpoints import facts_of, read_state, same, saved_states
 from stillmotion.trainer.cli import main
+from stillmotion.trainer.estimate import estimate_memory
 from stillmotion.trainer.export import delta_rms, fresh_inflation, report_deltas
 from stillmotion.trainer.host import structure_of
 from stillmotion.trainer.options import FewShotOptions
@@ -52,6 +53,18 @@ def whole(place):
         patch.setenv("ACCELERATE_USE_CPU", "true")
         assert fewshot(place, "whole", "--preview-every", "2", "--preview-steps", "2") == 0
     return place / "whole"
+
+
+def test_the_memory_estimate_is_of_the_run_that_was_asked_for(place, monkeypatch):
+    asked = {}
+
+    def noted(*given, **options):
+        asked.update(options)
+        return estimate_memory(*given, **options)
+
+    monkeypatch.setattr(run, "estimate_memory", noted)
+    assert fewshot(place, "estimated", "--accumulation", "2", "--ema", "none") == 0
+    assert asked == {"average": False, "eight_bit": False, "accumulation": 2}
 
 
 def test_the_motion_file_opens_for_the_base_and_says_how_it_was_made(place, whole):
