@@ -18,7 +18,6 @@ from tqdm import tqdm
 from ..networks.inflation import Inflation
 from .batches import Batch, Plan
 from .division import average_undivided, prepare
-from .host import InflatedUNet
 from .objectives import Denoising, Losses
 from .optimiser import Schedule, check_finite, make_average, make_optimizer, set_learning_rate
 from .requests import NOTHING, STOP, Requests
@@ -49,10 +48,6 @@ class Training:
     batch_size: int = 1
     step: int = 0
     positions: tuple[int, ...] = ()
-
-    @property
-    def network(self) -> InflatedUNet:
-        return self.objective.network
 
     @property
     def plan(self) -> Plan:

@@ -143,9 +143,9 @@ def test_gates_move_ten_times_faster():
 
 def test_exactly_the_inflation_is_trained_and_all_of_it_moves():
     training = tiny.tiny_training()
-    frozen = {name: p.clone() for name, p in training.network.unet.named_parameters() if "lora" not in name}
+    frozen = {name: p.clone() for name, p in training.objective.network.unet.named_parameters() if "lora" not in name}
     tiny.run_steps(training, [1, 2, 3])
-    now = dict(training.network.unet.named_parameters())
+    now = dict(training.objective.network.unet.named_parameters())
     assert all(torch.equal(now[name], p) for name, p in frozen.items())
     assert tiny.without_gradient(training) == []
 

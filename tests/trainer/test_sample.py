@@ -74,7 +74,7 @@ def test_a_fresh_inflation_samples_what_the_base_samples_and_a_trained_one_does_
     training = tiny.tiny_training()
     if trained:
         tiny.run_steps(training, [1, 2])
-    inflated = sample_clip(training.network, text, none, noise, steps=2)
+    inflated = sample_clip(training.objective.network, text, none, noise, steps=2)
     assert torch.allclose(base, inflated, atol=1e-5) != trained
 
 
