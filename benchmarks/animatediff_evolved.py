@@ -121,7 +121,7 @@ def write_lora(path, module):
 
 def merge_lora(module, lora, output):
     """What `python -m trainer convert --lora` does."""
-    from stillmotion.trainer.convert import convert
+    from stillmotion.trainer.commands.convert import convert
     from stillmotion.trainer.options import ConvertOptions
 
     convert(ConvertOptions(input=module, lora=[lora], output=output))

@@ -13,7 +13,7 @@ from statistics import median
 
 import cv2
 import numpy as np
-from stillmotion.trainer.clips import Source, decode, find_clips
+from stillmotion.trainer.clips.find import Source, decode, find_clips
 
 FRAMES = 16
 

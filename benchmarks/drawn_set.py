@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.drawing import MOTIONS, draw_clip, split_scenes
-from stillmotion.trainer.pictures import write_mp4
+from stillmotion.trainer.show.pictures import write_mp4
+from stillmotion.trainer.toy.drawing import MOTIONS, draw_clip, split_scenes
 
 
 def main():

@@ -17,13 +17,13 @@ from diffusers import UNet2DConditionModel
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.networks.inflation import Inflation
-from stillmotion.trainer.batches import Plan
+from stillmotion.trainer.base.host import InflatedUNet, structure_of
+from stillmotion.trainer.clips.batches import Plan
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.estimate import GIB, estimate_memory
-from stillmotion.trainer.host import InflatedUNet, structure_of
-from stillmotion.trainer.losses import noise_loss
-from stillmotion.trainer.objectives import Denoising
-from stillmotion.trainer.optimiser import make_optimizer
+from stillmotion.trainer.losses.denoising import noise_loss
+from stillmotion.trainer.losses.objectives import Denoising
+from stillmotion.trainer.run.estimate import GIB, estimate_memory
+from stillmotion.trainer.run.optimiser import make_optimizer
 
 FROZEN = InflationConfig(queries=Queries(16))
 CASES = {

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from stillmotion.trainer.base import encode_captions, encode_frames, load_base
-from stillmotion.trainer.batches import TrainingClip, batch_for
-from stillmotion.trainer.cache import encode_clip
-from stillmotion.trainer.clips import find_clips
+from stillmotion.trainer.base.host import structure_of
+from stillmotion.trainer.base.load import encode_captions, encode_frames, load_base
+from stillmotion.trainer.clips.batches import TrainingClip, batch_for
+from stillmotion.trainer.clips.cache import encode_clip
+from stillmotion.trainer.clips.find import find_clips
+from stillmotion.trainer.commands.inflate import starting_inflation
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.held_out import fixed_noise_loss
-from stillmotion.trainer.host import structure_of
-from stillmotion.trainer.inflate import starting_inflation
-from stillmotion.trainer.loop import update
-from stillmotion.trainer.objectives import Denoising
+from stillmotion.trainer.losses.objectives import Denoising
 from stillmotion.trainer.options import InflateOptions
-from stillmotion.trainer.run import network_for, new_training, plan_of
+from stillmotion.trainer.run.held_out import fixed_noise_loss
+from stillmotion.trainer.run.loop import update
+from stillmotion.trainer.run.run import network_for, new_training, plan_of
 
 HELD_OUT = 4
 

@@ -23,15 +23,15 @@ from stillmotion.networks.clip import Clip
 from stillmotion.networks.inflation import Attached, before_unet
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.samplers.mitigating_gradient import Mitigation
-from stillmotion.trainer.base import encode_captions, encode_frames, load_base
-from stillmotion.trainer.cache import to_network
-from stillmotion.trainer.clips import decode, find_clips, fit
-from stillmotion.trainer.compare import load_motion
+from stillmotion.trainer.base.host import InflatedUNet
+from stillmotion.trainer.base.load import encode_captions, encode_frames, load_base
+from stillmotion.trainer.clips.cache import to_network
+from stillmotion.trainer.clips.find import decode, find_clips, fit
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.host import InflatedUNet
-from stillmotion.trainer.pictures import contact_sheet
-from stillmotion.trainer.previews import decode_clip
-from stillmotion.trainer.sample import ddim, starting_noise
+from stillmotion.trainer.run.compare import load_motion
+from stillmotion.trainer.run.previews import decode_clip
+from stillmotion.trainer.run.sample import ddim, starting_noise
+from stillmotion.trainer.show.pictures import contact_sheet
 from turns import DEVICE
 
 OFF = Mitigation(alpha=0)

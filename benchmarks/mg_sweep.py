@@ -19,12 +19,12 @@ from stillmotion.networks.clip import Clip
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.samplers.mitigating_gradient import Mitigation, mitigate_latents
 from stillmotion.samplers.schedules import cfg_at, sigma_at, sigmas_of
-from stillmotion.trainer.base import encode_captions, load_base
-from stillmotion.trainer.compare import load_motion
+from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.pictures import contact_sheet, motion_amount
-from stillmotion.trainer.previews import decode_clip
-from stillmotion.trainer.sample import ddim, guided, starting_noise
+from stillmotion.trainer.run.compare import load_motion
+from stillmotion.trainer.run.previews import decode_clip
+from stillmotion.trainer.run.sample import ddim, guided, starting_noise
+from stillmotion.trainer.show.pictures import contact_sheet, motion_amount
 
 CASES = {"off": Mitigation(alpha=0)}
 CASES |= {f"alpha {alpha}": Mitigation(alpha) for alpha in (20, 40, 150)}

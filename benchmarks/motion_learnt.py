@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from stillmotion.networks.motion_file import read_motion_file, write_motion_file
 from stillmotion.samplers.factors import mean_frame_difference
-from stillmotion.trainer.base import encode_frames, load_base
-from stillmotion.trainer.clips import decode, find_clips, fit
-from stillmotion.trainer.compare import Sample, sample_with
-from stillmotion.trainer.pictures import contact_sheet, motion_amount
+from stillmotion.trainer.base.load import encode_frames, load_base
+from stillmotion.trainer.clips.find import decode, find_clips, fit
+from stillmotion.trainer.run.compare import Sample, sample_with
+from stillmotion.trainer.show.pictures import contact_sheet, motion_amount
 
 FRAMES = 16
 

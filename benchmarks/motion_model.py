@@ -20,7 +20,7 @@ from stillmotion.networks.formats.motion_adapter import to_motion_adapter
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.presets import lumiere
-from stillmotion.trainer.host import InflatedUNet, structure_of
+from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from torch import nn
 from turns import DEVICE, HEADER, print_costs, randomise
 

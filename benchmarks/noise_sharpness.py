@@ -17,11 +17,11 @@ import torch
 from stillmotion.networks.motion_file import read_motion_info
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.samplers.noise import draw_noise
-from stillmotion.trainer.base import encode_captions, load_base
-from stillmotion.trainer.compare import load_motion
-from stillmotion.trainer.pictures import contact_sheet, motion_amount
-from stillmotion.trainer.previews import decode_clip
-from stillmotion.trainer.sample import sample_clip
+from stillmotion.trainer.base.load import encode_captions, load_base
+from stillmotion.trainer.run.compare import load_motion
+from stillmotion.trainer.run.previews import decode_clip
+from stillmotion.trainer.run.sample import sample_clip
+from stillmotion.trainer.show.pictures import contact_sheet, motion_amount
 
 KINDS = [
     ("iid", 0.0, False),

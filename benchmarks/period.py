@@ -17,12 +17,12 @@ from PIL import Image
 from stillmotion.networks.clip import Clip
 from stillmotion.samplers.factors import mean_frame_difference, x_t_slice
 from stillmotion.samplers.windows import flat, fuse, windows_of
-from stillmotion.trainer.base import encode_captions, load_base
-from stillmotion.trainer.compare import load_motion
+from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.pictures import contact_sheet
-from stillmotion.trainer.previews import decode_clip
-from stillmotion.trainer.sample import sample_clip, starting_noise
+from stillmotion.trainer.run.compare import load_motion
+from stillmotion.trainer.run.previews import decode_clip
+from stillmotion.trainer.run.sample import sample_clip, starting_noise
+from stillmotion.trainer.show.pictures import contact_sheet
 from turns import DEVICE
 
 

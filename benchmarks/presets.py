@@ -19,16 +19,16 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from stillmotion.networks.inflation import Inflation
-from stillmotion.trainer.batches import Batch, Plan
+from stillmotion.trainer.base.host import InflatedUNet, structure_of
+from stillmotion.trainer.clips.batches import Batch, Plan
+from stillmotion.trainer.commands.inflate import inflation_config, weights_of_losses
 from stillmotion.trainer.config import read_options
-from stillmotion.trainer.estimate import GIB, estimate_memory
-from stillmotion.trainer.host import InflatedUNet, structure_of
-from stillmotion.trainer.inflate import inflation_config, weights_of_losses
-from stillmotion.trainer.loop import start_training, update
-from stillmotion.trainer.objectives import Harivo
-from stillmotion.trainer.optimiser import Schedule
+from stillmotion.trainer.losses.objectives import Harivo
 from stillmotion.trainer.options import InflateOptions
-from stillmotion.trainer.run import cells_of
+from stillmotion.trainer.run.estimate import GIB, estimate_memory
+from stillmotion.trainer.run.loop import start_training, update
+from stillmotion.trainer.run.optimiser import Schedule
+from stillmotion.trainer.run.run import cells_of
 from torch import nn
 from turns import DEVICE, randomise
 

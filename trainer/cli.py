@@ -57,7 +57,7 @@ def run(arguments: list[str]):
     chosen = read_options(command.options, rest, f"{program()} {name}")
     start_log()
     logging.getLogger("stillmotion").info("%s %s\n%s", program(), name, as_toml(chosen))
-    function = getattr(importlib.import_module(f".{command.module}", __package__), command.function)
+    function = getattr(importlib.import_module(f".commands.{command.module}", __package__), command.function)
     function(chosen)
 
 

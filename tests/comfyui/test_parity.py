@@ -35,7 +35,7 @@ CONFIGS = {
 
 def same_unet_in_diffusers(unet, family):
     from diffusers import UNet2DConditionModel
-    from stillmotion.trainer.ldm_names import layer_names, rename
+    from stillmotion.trainer.base.ldm_names import layer_names, rename
 
     tensors = unet.state_dict()
     structure = structure_from_ldm({n: tuple(t.shape) for n, t in tensors.items()})
@@ -115,7 +115,7 @@ ONLY_OF_CLIPS = {"gated scan", "paper rnn", "tconv", "ttrans"}
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_both_hosts_agree(small_unet, tmp_path, name, family):
-    from stillmotion.trainer.host import InflatedUNet
+    from stillmotion.trainer.base.host import InflatedUNet
 
     unet = small_unet(family)
     config, (other, structure) = CONFIGS[name], same_unet_in_diffusers(unet, family)
@@ -140,7 +140,7 @@ PRESET_WIDTHS = (32, 32, 64)
 @pytest.mark.parametrize("name", PRESETS)
 def test_both_hosts_agree_on_every_preset(small_unet, tmp_path, name, frames):
     """Also in a file that was made for 80 frames, whose frame rate is halved at every resize."""
-    from stillmotion.trainer.host import InflatedUNet
+    from stillmotion.trainer.base.host import InflatedUNet
 
     unet = small_unet(widths=PRESET_WIDTHS)
     other, structure = same_unet_in_diffusers(unet, "sd15")

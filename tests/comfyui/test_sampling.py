@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from stillmotion.trainer.sample import ddim
-from stillmotion.trainer.workflow import TEMPLATE
+from stillmotion.trainer.run.sample import ddim
+from stillmotion.trainer.run.workflow import TEMPLATE
 
 
 @pytest.mark.parametrize("steps", [10, 25, 50])

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from stillmotion.samplers.schedules import comfyui_edit, diffusers_edit, sigma_at, sigmas_of
-from stillmotion.trainer.sample import ddim
+from stillmotion.trainer.run.sample import ddim
 
 
 @pytest.fixture

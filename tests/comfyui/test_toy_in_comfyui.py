@@ -29,8 +29,8 @@ def randomise(module):
 def checkpoint(comfyui, tmp_path_factory):
     """A toy of the smallest size in which nothing is zero."""
     from diffusers import AutoencoderTiny
-    from stillmotion.trainer.ldm_checkpoint import clip_config, write_checkpoint
-    from stillmotion.trainer.toy_parts import new_unet
+    from stillmotion.trainer.base.ldm_checkpoint import clip_config, write_checkpoint
+    from stillmotion.trainer.toy.parts import new_unet
     from transformers import CLIPTextModel
 
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def host(checkpoint):
 
 @pytest.fixture(scope="module")
 def base(checkpoint):
-    from stillmotion.trainer.base import load_base
+    from stillmotion.trainer.base.load import load_base
 
     return load_base(checkpoint)
 
@@ -66,7 +66,7 @@ def test_comfyui_knows_it_as_a_model_of_the_sd15_family(host):
 
 
 def test_both_hosts_read_a_caption_alike(host, base):
-    from stillmotion.trainer.base import encode_captions
+    from stillmotion.trainer.base.load import encode_captions
 
     _, clip, _ = host
     expected = clip.encode_from_tokens(clip.tokenize(CAPTION))
@@ -84,7 +84,7 @@ def test_both_hosts_predict_the_same_noise(host, base):
 
 @torch.no_grad()
 def test_both_hosts_mean_the_same_by_a_latent(host, base):
-    from stillmotion.trainer.base import decode_latents, encode_frames
+    from stillmotion.trainer.base.load import decode_latents, encode_frames
 
     vae, raw = host[2], torch.randn(2, 4, 5, 6)
     picture = vae.decode(raw)
@@ -99,7 +99,7 @@ def test_both_hosts_mean_the_same_by_a_latent(host, base):
 def test_a_unet_of_any_family_is_the_same_in_both_hosts(family):
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from stillmotion.trainer.ldm_checkpoint import unet_from_ldm
+    from stillmotion.trainer.base.ldm_checkpoint import unet_from_ldm
 
     unet = UNetModel(
         image_size=32,
@@ -135,8 +135,8 @@ def sinusoids(time_ids):
 @torch.no_grad()
 def test_stable_diffusions_autoencoder_is_the_same_in_both_hosts():
     from comfy.ldm.models.autoencoder import AutoencoderKL
-    from stillmotion.trainer.base import decode_latents, encode_frames
-    from stillmotion.trainer.ldm_checkpoint import autoencoder_from_ldm
+    from stillmotion.trainer.base.ldm_checkpoint import autoencoder_from_ldm
+    from stillmotion.trainer.base.load import decode_latents, encode_frames
 
     config = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
     config |= {"ch_mult": [1, 2, 2], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}

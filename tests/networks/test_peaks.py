@@ -26,7 +26,7 @@ from stillmotion.networks.inflation import (
 )
 from stillmotion.networks.peaks import peak_bytes
 from stillmotion.networks.sites import Level, Structure
-from stillmotion.trainer.estimate import LiveBytes
+from stillmotion.trainer.run.estimate import LiveBytes
 
 WIDTH, FRAMES, SIZE = 64, 5, (24, 16)
 FINEST = Structure((Level(WIDTH, (1,), (1, 1)), Level(WIDTH, (1,), (1, 1))), 1, 768)

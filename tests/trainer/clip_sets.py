@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from stillmotion.trainer.cache import caption_embedding, clip_latents
-from stillmotion.trainer.decoding import ClipError
-from stillmotion.trainer.shards import shards_of
-from stillmotion.trainer.stream import ClipStream, Loader
+from stillmotion.trainer.clips.cache import caption_embedding, clip_latents
+from stillmotion.trainer.clips.decoding import ClipError
+from stillmotion.trainer.clips.shards import shards_of
+from stillmotion.trainer.clips.stream import ClipStream, Loader
 
 SIZE = (32, 16)
 

@@ -54,7 +54,7 @@ def drawn(number, frames=8):
 @pytest.fixture
 def clip_bytes(tmp_path):
     """What is in a file of a drawn clip."""
-    pictures = pytest.importorskip("stillmotion.trainer.pictures")
+    pictures = pytest.importorskip("stillmotion.trainer.show.pictures")
 
     def make(number, frames=8):
         pictures.write_mp4(drawn(number, frames), tmp_path / "drawn.mp4", 8)

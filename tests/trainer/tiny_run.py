@@ -11,14 +11,14 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
-from stillmotion.trainer.batches import Plan, TrainingClip, batch_for
-from stillmotion.trainer.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
-from stillmotion.trainer.export import fresh_inflation
-from stillmotion.trainer.host import InflatedUNet, structure_of
-from stillmotion.trainer.loop import start_training, train, update
-from stillmotion.trainer.objectives import Denoising
-from stillmotion.trainer.optimiser import Schedule
-from stillmotion.trainer.requests import Requests
+from stillmotion.trainer.base.host import InflatedUNet, structure_of
+from stillmotion.trainer.clips.batches import Plan, TrainingClip, batch_for
+from stillmotion.trainer.losses.objectives import Denoising
+from stillmotion.trainer.run.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
+from stillmotion.trainer.run.export import fresh_inflation
+from stillmotion.trainer.run.loop import start_training, train, update
+from stillmotion.trainer.run.optimiser import Schedule
+from stillmotion.trainer.run.requests import Requests
 
 CONFIG = InflationConfig(Temporal(), Frames(), Memory(), Queries(4))
 
@@ -38,7 +38,7 @@ def tiny_unet(context=16):
 def write_base(folder):
     """A diffusers folder with the smallest networks that fit SD1.5's shapes."""
     from diffusers import AutoencoderTiny
-    from stillmotion.trainer.tokenizer import clip_tokenizer
+    from stillmotion.trainer.base.tokenizer import clip_tokenizer
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tiny_unet(context=768).save_pretrained(folder / "unet")

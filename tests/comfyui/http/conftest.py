@@ -196,8 +196,8 @@ def models(tmp_path_factory):
 def write_base(path):
     """The untrained toy with a decoder whose pictures are full of contrast."""
     import safetensors.torch
+    from stillmotion.trainer.commands.toy import make_toy
     from stillmotion.trainer.options import ToyOptions
-    from stillmotion.trainer.toy import make_toy
 
     make_toy(ToyOptions(output=path, steps=0, unet="small"))
     tensors = safetensors.torch.load_file(path)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageSequence
 from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
 from stillmotion.networks.sites import Level, Structure
-from stillmotion.trainer.workflow import TEMPLATE, write_workflow
+from stillmotion.trainer.run.workflow import TEMPLATE, write_workflow
 from torchvision.transforms.functional import pil_to_tensor
 
 FEW_SHOT = InflationConfig(frames=Frames(), memory=Memory(), queries=Queries(4))

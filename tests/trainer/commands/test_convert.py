@@ -1,0 +1,218 @@
+"""`convert` in and out of the formats of AnimateDiff and diffusers, and the numbers of diffusers' own video U-Net."""
+
+import json
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from stillmotion.networks.clip import Clip
+from stillmotion.networks.config import InflationConfig, Memory, Temporal
+from stillmotion.networks.formats.animatediff import to_animatediff
+from stillmotion.networks.formats.files import read_motion_adapter
+from stillmotion.networks.formats.modules import sd15_like
+from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.motion_file import MotionInfo, read_motion_file, write_motion_file
+from stillmotion.trainer.base.host import InflatedUNet
+from stillmotion.trainer.cli import main
+from torch import nn
+
+SMALL = sd15_like([32, 64], [1, 1])
+LORA = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor.to_k_lora"
+
+
+def trained(config=InflationConfig(Temporal())):  # noqa: B008  frozen
+    inflation = Inflation(config, SMALL)
+    for parameter in inflation.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return inflation.state_dict()
+
+
+@pytest.fixture
+def motion(tmp_path):
+    """A motion file with temporal blocks, and its tensors."""
+    path, tensors = tmp_path / "motion.safetensors", trained()
+    write_motion_file(path, tensors, MotionInfo(InflationConfig(Temporal()), SMALL, schedule="linear"))
+    return path, tensors
+
+
+@pytest.fixture
+def animatediff():
+    return to_animatediff(MotionInfo(InflationConfig(Temporal()), SMALL), trained())
+
+
+def convert(*arguments):
+    return main(["convert", *map(str, arguments)])
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def unet():
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+
+
+def video(frozen, folder_or_file, sample, text):
+    """The clip's prediction by our host, `sample` `(channels, frames, height, width)`."""
+    info, tensors = read_motion_file(folder_or_file)
+    inflation = Inflation(info.config, info.structure)
+    inflation.load_state_dict(tensors)
+    frames = sample.shape[1]
+    rows = sample.transpose(0, 1), torch.full((frames,), 321), text.repeat(frames, 1, 1)
+    return InflatedUNet(frozen, inflation)(*rows, Clip.of(frames)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("middle", [False, True])
+@torch.no_grad()
+def test_an_adapter_makes_the_video_unet_that_it_makes_in_diffusers(tmp_path, middle):
+    adapter = MotionAdapter(block_out_channels=(32, 64), motion_layers_per_block=1, use_motion_mid_block=middle)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    adapter.save_pretrained(tmp_path / "adapter")
+    frozen, sample, text = unet(), torch.randn(4, 7, 8, 12) * 2, torch.randn(1, 9, 768)
+    theirs = UNetMotionModel.from_unet2d(frozen, MotionAdapter.from_pretrained(tmp_path / "adapter")).eval()
+    expected = theirs(sample[None], 321, text.repeat(sample.shape[1], 1, 1)).sample[0]
+    still = frozen(sample.transpose(0, 1), 321, text.repeat(7, 1, 1)).sample.transpose(0, 1)
+    assert convert("--input", tmp_path / "adapter", "--output", tmp_path / "ours.safetensors") == 0
+    got = video(frozen, tmp_path / "ours.safetensors", sample, text)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert (still - expected).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_what_is_exported_makes_the_same_video_unet_in_diffusers(tmp_path):
+    config, path = InflationConfig(Temporal(norm_scope="clip", middle=True)), tmp_path / "motion.safetensors"
+    write_motion_file(path, trained(config), MotionInfo(config, SMALL, schedule="linear", frames=40))
+    assert convert("--input", path, "--to", "motion-adapter", "--output", tmp_path / "adapter") == 0
+    frozen, sample, text = unet(), torch.randn(4, 40, 4, 6), torch.randn(1, 9, 768)
+    theirs = UNetMotionModel.from_unet2d(frozen, MotionAdapter.from_pretrained(tmp_path / "adapter")).eval()
+    expected = theirs(sample[None], 321, text.repeat(sample.shape[1], 1, 1)).sample[0]
+    torch.testing.assert_close(video(frozen, path, sample, text), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_there_and_back_through_animatediff(tmp_path, motion, animatediff, suffix):
+    theirs = tmp_path / f"theirs{suffix}"
+    if suffix == ".ckpt":
+        whole = {f"module.{name}": tensor for name, tensor in animatediff.items()}
+        whole |= {"module.conv_in.weight": torch.zeros(2)}
+        torch.save({"epoch": 3, "global_step": 7, "state_dict": whole, "animatediff_config": {"a": 1}}, theirs)
+    else:
+        safetensors.torch.save_file(animatediff, theirs)
+    assert convert("--input", theirs, "--output", tmp_path / "ours.safetensors") == 0
+    info, _ = read_motion_file(tmp_path / "ours.safetensors")
+    assert info.schedule == "linear" and info.options["input"] == str(theirs)
+    assert (
+        convert("--input", tmp_path / "ours.safetensors", "--to=animatediff", f"--output={tmp_path}/b.safetensors") == 0
+    )
+    assert equal(safetensors.torch.load_file(tmp_path / "b.safetensors"), animatediff)
+
+
+def test_through_both_formats_and_home_again(tmp_path, motion, caplog):
+    path, tensors = motion
+    assert convert("--input", path, "--to", "animatediff", "--output", tmp_path / "a.safetensors") == 0
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert convert("--input", tmp_path / "a.safetensors", "--to", "motion-adapter", "--output", tmp_path / "b") == 0
+    assert "normalise over each frame" in caplog.text
+    assert convert("--input", tmp_path / "b", "--output", tmp_path / "c.safetensors") == 0
+    info, found = read_motion_file(tmp_path / "c.safetensors")
+    assert equal(found, tensors)
+    assert info.config.temporal.norm_scope == "clip"
+    assert read_motion_adapter(tmp_path / "b")[0].positions == 32
+
+
+@pytest.mark.parametrize("positions, warned", [(24, True), (32, False), (None, False)])
+def test_a_first_version_is_warned_of(tmp_path, caplog, positions, warned):
+    """Its training took the image model's norms over whole clips, which no host here does."""
+    info = MotionInfo(InflationConfig(Temporal()), SMALL, positions=positions)
+    safetensors.torch.save_file(to_animatediff(info, trained()), tmp_path / "a.safetensors")
+    assert convert("--input", tmp_path / "a.safetensors", "--output", tmp_path / "b.safetensors") == 0
+    assert ("the image model's own norms over whole clips" in caplog.text) == warned
+
+
+def test_a_schedule_that_the_format_cannot_say_is_warned_of(tmp_path, caplog):
+    path = tmp_path / "motion.safetensors"
+    write_motion_file(path, trained(), MotionInfo(InflationConfig(Temporal()), SMALL))
+    assert convert("--input", path, "--to", "animatediff", "--output", tmp_path / "a.safetensors") == 0
+    assert "trained on the scaled_linear schedule" in caplog.text
+
+
+def test_motion_loras_are_merged(tmp_path, motion):
+    path, tensors = motion
+    down, up = torch.randn(2, 32), torch.randn(32, 2)
+    for number in (1, 2):
+        torch.save({f"{LORA}.down.weight": down, f"{LORA}.up.weight": number * up}, tmp_path / f"{number}.ckpt")
+    loras = ("--lora", tmp_path / "1.ckpt", tmp_path / "2.ckpt", "--lora-strength", 0.5)
+    assert convert("--input", path, "--output", tmp_path / "merged.safetensors", *loras) == 0
+    info, found = read_motion_file(tmp_path / "merged.safetensors")
+    name = "input_blocks.1.1.attention.attentions.0.qkv.weight"
+    torch.testing.assert_close(found[name][32:64], tensors[name][32:64] + 1.5 * up @ down)
+    found[name][32:64] = tensors[name][32:64]
+    assert equal(found, tensors)
+    assert info.options["lora"] == [str(tmp_path / "1.ckpt"), str(tmp_path / "2.ckpt")]
+
+
+class Code:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code in a pickle was run')",)
+
+
+def refusal(capsys, *arguments):
+    assert convert(*arguments) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+def test_a_pickle_with_code_is_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": Code()}))
+    torch.save({"state_dict": Code()}, tmp_path / "evil.pth")
+    for name in ("evil.ckpt", "evil.pth"):
+        line = refusal(capsys, "--input", tmp_path / name, "--output", tmp_path / "a.safetensors")
+        assert f"{name} cannot be used: it cannot be read: it is damaged, or holds code beside tensors" in line
+        assert len(line) < 300
+
+
+def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, motion, animatediff, capsys):
+    path, out = motion[0], tmp_path / "out.safetensors"
+    config = InflationConfig(Temporal(), memory=Memory())
+    write_motion_file(tmp_path / "memory.safetensors", trained(config), MotionInfo(config, SMALL))
+    torch.save(dict(list(animatediff.items())[1:]), tmp_path / "short.ckpt")
+    torch.save({"conv_in.weight": torch.zeros(3)}, tmp_path / "image.ckpt")
+    torch.save({LORA.replace("to_k", "to_z") + ".down.weight": torch.zeros(1, 32)}, tmp_path / "a.ckpt")
+    (tmp_path / "folder").mkdir()
+    lines = {
+        "memory.safetensors cannot be written for animatediff: it holds memory;": (
+            "--input", tmp_path / "memory.safetensors", "--to", "animatediff", "--output", out),
+        "short.ckpt cannot be used: it lacks": ("--input", tmp_path / "short.ckpt", "--output", out),
+        "image.ckpt cannot be used: it holds no motion modules": ("--input", tmp_path / "image.ckpt", "--output", out),
+        "There is no motion file": ("--input", tmp_path / "none.safetensors", "--output", out),
+        "there is no file": ("--input", tmp_path / "none.ckpt", "--output", out),
+        "folder is no MotionAdapter as diffusers saves one: it holds no config.json": (
+            "--input", tmp_path / "folder", "--output", out),
+        "ends in .safetensors": ("--input", path, "--output", tmp_path / "out"),
+        "a.ckpt cannot be merged: it holds": ("--input", path, "--output", out, "--lora", tmp_path / "a.ckpt"),
+    }  # fmt: skip
+    for words, arguments in lines.items():
+        assert words in refusal(capsys, *arguments)
+    assert not out.exists()
+
+
+def test_the_configuration_is_what_diffusers_writes(tmp_path, motion):
+    assert convert("--input", motion[0], "--to", "motion-adapter", "--output", tmp_path / "ours") == 0
+    MotionAdapter.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    ours, theirs = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "theirs"))
+    assert ours.items() <= theirs.items()
+    read = [
+        safetensors.torch.load_file(tmp_path / n / "diffusion_pytorch_model.safetensors") for n in ("ours", "theirs")
+    ]
+    assert equal(*read)

@@ -1,0 +1,436 @@
+"""The whole `inflate` command on a base and clips of the smallest size, and what its options make of an inflation."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_run as tiny
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from stillmotion.networks.clip import Clip
+from stillmotion.networks.config import InflationConfig, Mapping, Resampling, Temporal, Tokens
+from stillmotion.networks.formats.animatediff import to_animatediff
+from stillmotion.networks.formats.modules import sd15_like
+from stillmotion.networks.formats.motion_adapter import to_motion_adapter
+from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.motion_file import MotionInfo, read_motion_file, write_motion_file
+from stillmotion.networks.presets import PRESETS
+from stillmotion.trainer.base.host import InflatedUNet, structure_of
+from stillmotion.trainer.cli import main
+from stillmotion.trainer.commands import inflate
+from stillmotion.trainer.config import read_options
+from stillmotion.trainer.losses import denoising as losses
+from stillmotion.trainer.losses.denoising import signal_shares
+from stillmotion.trainer.options import InflateOptions
+from stillmotion.trainer.run import sample
+from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
+from stillmotion.trainer.run.export import fresh_inflation
+from stillmotion.trainer.run.run import Encoder
+from stillmotion.trainer.run.runlog import read_log
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SD15 = sd15_like([320, 640, 1280, 1280], [2, 2, 2, 2])
+NUMBERS = "--size 64x48 --frames 4 --warm-up 1 --learning-rate 1e-3 --ema 0.9 --preview-every none --held-out-every 9"
+HARIVO = "--preset lumiere-harivo --regularisation 0.1 --trs 0.1 --contrastive 0.1 --ramp 4 --queue 32"
+LONG = f"{HARIVO} --batch-size 6 --steps 5 --held-out 1 --held-out-every 5"  # 12 frames a step fill the queue in three
+
+
+WITHOUT_ESTIMATE = """
+import sys
+from stillmotion.trainer import cli
+from stillmotion.trainer.commands import inflate
+inflate.report_estimate = lambda *_: None
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(place):
+    """A base, and the same three clips as a folder, a table, and a tar file."""
+    rows = [f'clips/{n}.gif,"a square moves, number {n}"\n' for n in range(3)]
+    (place / "clips.csv").write_text("file_name,text\n" + "".join(rows))
+    with tarfile.open(place / "clips.tar", "w") as tar:
+        for file in sorted((place / "clips").iterdir()):
+            tar.add(file, file.name)
+    return place
+
+
+def words(place, output, *more):
+    return tiny.words(place, "inflate", output, *NUMBERS.split(), *more)
+
+
+def run(place, output, *more):
+    """Runs the command in this process, on the CPU, and gives its exit code."""
+    AcceleratorState._reset_state(True)
+    return main(words(place, output, *more))
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Without the estimate, which takes longer than so small a run; that of `whole` has it."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(inflate, "report_estimate", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The folder of one finished run with every loss, whose queue was full for two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        more = "--save-every 2 --preview-every 5 --preview-steps 2"
+        assert run(place, "whole", *LONG.split(), *more.split()) == 0
+    return place / "whole"
+
+
+def test_the_motion_file_opens_for_the_base_and_says_how_it_was_made(place, whole):
+    structure = structure_of(tiny.tiny_unet(context=768))
+    info, tensors = read_motion_file(whole / "whole.safetensors", fits=structure)
+    assert info.config == PRESETS["lumiere-harivo"](structure, 4)
+    assert (info.frames, info.fps, info.width, info.height, info.schedule) == (4, 8.0, 64, 48, "scaled_linear")
+    assert info.options["contrastive"] == 0.1 and str(place) not in json.dumps(info.options)
+    assert info.captions == ("a square moves, number 0",), "of the clips that were looked at, not of millions"
+    fresh = fresh_inflation(info.config, structure, 0).state_dict()
+    assert all(not torch.equal(tensors[name], fresh[name]) for name in fresh)
+    assert "whole.safetensors" in (whole / "whole_workflow.json").read_text()
+
+
+def test_a_run_leaves_options_log_previews_and_saves(whole):
+    lines = read_log(whole / "log.jsonl")
+    assert (lines[0]["clips"], lines[0]["held_out"]) == (["clips"], ["0.gif"])
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    for line in steps:
+        rising = 0.1 * min(1, line["step"] / 4)
+        expected = line["loss_simple"] + 0.1 * line["loss_regularisation"]
+        expected += rising * (line["loss_trs"] + line["loss_contrastive"])
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [0, 5]
+    assert set(lines[-1]["delta_rms"]) == {"factorised", "stacked", "resampling", "mapping", "tokens"}
+    assert "steps = 5" in (whole / "options.toml").read_text() and (whole / "clips.png").exists()
+    assert Image.open(whole / "previews/step-000005.webp").n_frames == 4
+    assert [path.name for path in saved_states(whole / "saves")] == [f"state-00000{step}.pt" for step in (2, 4, 5)]
+
+
+def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
+    """SIGKILL as soon as the fourth step is in the log: weights, their mean, queue, head and stream go on."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    arguments = words(place, "killed", *LONG.split(), "--save-every", "1")
+    command = [sys.executable, "-c", WITHOUT_ESTIMATE, *arguments]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(line.get("step") == 4 for line in read_log(place / "killed/log.jsonl")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (place / "killed/killed.safetensors").exists()
+    state = read_state(saved_states(place / "killed/saves")[-1])
+    clips = 6 * state["step"]
+    assert state["positions"][0] in (3 * clips // 2 - 1, 3 * clips // 2), "one of three is held out, and passed over"
+    assert state["objective"]["queue"]["entries"].shape == (32, 64)
+    assert main([*arguments, "--resume"]) == 0
+    assert same(load_file(place / "killed/killed.safetensors"), load_file(whole / "whole.safetensors"))
+    ours, theirs = (read_state(saved_states(place / name / "saves")[-1]) for name in ("killed", "whole"))
+    for part in ("inflation", "optimizer", "average", "objective", "positions"):
+        assert same(ours[part], theirs[part]), part
+
+
+def test_the_same_clips_give_the_same_file_however_they_lie_there(place):
+    more = "--preset animatediff --steps 2"
+    for name in ("clips", "clips.csv", "clips.tar"):
+        assert run(place, f"of-{name}", *more.split(), "--videos", str(place / name)) == 0
+    files = [load_file(place / f"of-{name}/of-{name}.safetensors") for name in ("clips", "clips.csv", "clips.tar")]
+    assert same(files[0], files[1]) and same(files[0], files[2])
+    assert not same(files[0], fresh_inflation(InflationConfig(Temporal()), structure_of(tiny.tiny_unet(768)), 0))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (("--caption", "other"), "--videos is clips with the hash"),
+        (("--schedule", "linear"), "--schedule is linear, but"),
+        (("--trs", "0.2"), "--trs is 0.2, but"),
+    ],
+)
+def test_resuming_with_a_change_that_matters_names_the_option(place, whole, capsys, change, said):
+    assert run(place, "whole", *LONG.split(), "--resume", *change) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_half_precision_has_every_loss(place):
+    assert run(place, "half", *HARIVO.split(), "--steps", "2", "--precision", "bf16") == 0
+    steps = [line for line in read_log(place / "half/log.jsonl") if "loss" in line]
+    assert len(steps) == 2 and all(isinstance(value, float) for line in steps for value in list(line.values())[1:])
+    assert load_file(place / "half/half.safetensors").popitem()[1].dtype == torch.float32
+
+
+def test_another_noise_schedule_is_used_by_losses_and_previews_and_written_into_the_file(place, monkeypatch):
+    seen = {"losses": set(), "previews": set()}
+
+    def watched(function, where):
+        return lambda schedule="scaled_linear": seen[where].add(schedule) or function(schedule)
+
+    monkeypatch.setattr(losses, "signal_shares", watched(losses.signal_shares, "losses"))
+    monkeypatch.setattr(sample, "ddim", watched(sample.ddim, "previews"))
+    more = "--schedule linear --weighting velocity --steps 1 --preview-every 1 --preview-steps 1"
+    assert run(place, "linear", *more.split()) == 0
+    assert seen == {"losses": {"linear"}, "previews": {"linear"}}
+    assert read_motion_file(place / "linear/linear.safetensors")[0].schedule == "linear"
+    theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear").alphas_cumprod
+    assert torch.equal(signal_shares("linear"), theirs)
+
+
+def test_a_warm_start_is_where_training_begins(place, whole):
+    file = whole / "whole.safetensors"
+    more = "--preset lumiere --steps 1 --learning-rate 1e-9 --warm-start"
+    assert run(place, "warm", *more.split(), str(file)) == 0
+    start, end = load_file(file), load_file(place / "warm/warm.safetensors")
+    assert set(start) - set(end) == {name for name in start if "tokens" in name or "mapping" in name}
+    assert all(torch.allclose(tensor, start[name], atol=1e-7) for name, tensor in end.items())
+    (export,) = [line for line in read_log(place / "warm/log.jsonl") if line.get("event") == "export"]
+    assert max(export["modules"].values()) < 1e-7, "how far it moved from there, not from new weights"
+
+
+def options_of(*more, videos="v", base="b"):
+    return read_options(InflateOptions, ["--videos", videos, "--base", base, *more], "inflate")
+
+
+def trained(config, structure):
+    """Of an inflation with random weights: description and tensors."""
+    inflation = Inflation(config, structure)
+    for parameter in inflation.parameters():
+        nn.init.normal_(parameter)
+    return MotionInfo(config, structure, frames=4, fps=8, width=64, height=48), dict(inflation.state_dict())
+
+
+def starting(structure, path, *more):
+    return inflate.starting_inflation(options_of("--warm-start", str(path), *more), structure)
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return structure_of(tiny.tiny_unet(context=768))
+
+
+def test_a_warm_start_takes_what_fits_of_a_file_of_ours_and_says_what(tmp_path, structure, caplog):
+    """Tokens for another number of frames have another shape."""
+    config = InflationConfig(Temporal(middle=True), mapping=Mapping(), tokens=Tokens(7))
+    info, theirs = trained(config, structure)
+    write_motion_file(tmp_path / "ours.safetensors", theirs, info)
+    with caplog.at_level("INFO", "stillmotion"):
+        started = starting(structure, tmp_path / "ours.safetensors", "--preset", "harivo", "--no-mapping")
+    ours, fresh = started.state_dict(), fresh_inflation(started.config, structure, 0).state_dict()
+    assert started.config == replace(config, mapping=None, tokens=Tokens(16))
+    used = {name for name in ours if name in theirs and ours[name].shape == theirs[name].shape}
+    assert {name for name in ours if name not in used} == {"text.tokens.mix.weight"}
+    assert all(torch.equal(tensor, theirs[name] if name in used else fresh[name]) for name, tensor in ours.items())
+    assert f"{len(used)} of the {len(ours)} tensors that train begin as in" in caplog.text
+    assert f"{len(theirs) - len(used)} of its {len(theirs)} are not used" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["AnimateDiff", "MotionAdapter"])
+def test_a_warm_start_from_another_program_computes_as_that_does(tmp_path, structure, form, caplog):
+    """With its middle block, and diffusers' statistics over the whole clip; its noise schedule is pointed out."""
+    scope = "frame" if form == "AnimateDiff" else "clip"
+    info, theirs = trained(InflationConfig(Temporal(norm_scope=scope, middle=True)), structure)
+    if form == "AnimateDiff":
+        save_file(to_animatediff(info, theirs), path := tmp_path / "module.safetensors")
+    else:
+        config, tensors = to_motion_adapter(info, theirs)
+        (path := tmp_path / "adapter").mkdir()
+        (path / "config.json").write_text(json.dumps(config))
+        save_file(tensors, path / "diffusion_pytorch_model.safetensors")
+    started = starting(structure, path, "--preset", "harivo")
+    assert started.config == replace(PRESETS["harivo"](structure, 16), temporal=info.config.temporal)
+    ours = started.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert "was trained on the noise schedule linear; --schedule is scaled_linear" in caplog.text
+    caplog.clear()
+    starting(structure, path, "--preset", "animatediff", "--schedule", "linear")
+    assert "noise schedule" not in caplog.text
+
+
+def test_a_warm_start_without_anything_that_fits_is_refused(tmp_path, structure):
+    info, theirs = trained(InflationConfig(Temporal()), structure)
+    save_file(to_animatediff(info, theirs), tmp_path / "module.safetensors")
+    with pytest.raises(ValueError, match="nothing that this run trains, as its --preset is lumiere; .* Anim.* 64 "):
+        starting(structure, tmp_path / "module.safetensors", "--preset", "lumiere")
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        starting(structure, tmp_path / "nowhere.safetensors")
+
+
+def config_of(*more):
+    return inflate.inflation_config(options_of(*more), SD15)
+
+
+@pytest.mark.parametrize(
+    "flags, changed",
+    [
+        ("--preset animatediff --halve 0 2", {"resampling": Resampling((0, 2))}),
+        ("--preset lumiere --halve 2", {"resampling": Resampling((2,))}),
+        ("--preset lumiere --halve none", {"resampling": Resampling((1, 2))}),
+        ("--preset lumiere --frames 80", {"resampling": Resampling((0, 1, 2))}),
+        ("--preset lumiere --mapping", {"mapping": Mapping()}),
+        ("--preset lumiere-harivo --no-mapping", {"mapping": None}),
+        ("--preset higen --tokens --frames 24", {"tokens": Tokens(24)}),
+        ("--preset harivo --no-tokens", {"tokens": None}),
+    ],
+)
+def test_options_change_the_preset(flags, changed):
+    flags = flags.split()
+    assert config_of(*flags) == replace(PRESETS[flags[1]](SD15, 16), **changed)
+
+
+@pytest.mark.parametrize("said", ["[]", "'nowhere'", "['nowhere']"])
+def test_frames_can_be_halved_nowhere(tmp_path, said):
+    (tmp_path / "run.toml").write_text(f"preset = 'lumiere'\nhalve = {said}\n")
+    assert config_of("--config", str(tmp_path / "run.toml")).resampling is None
+    assert config_of("--preset", "lumiere", "--halve", "nowhere").resampling is None
+
+
+PRESET_FILES = sorted((ROOT / "trainer/presets").iterdir())
+
+
+@pytest.mark.parametrize("file", PRESET_FILES, ids=[file.stem for file in PRESET_FILES])
+def test_every_preset_file_is_read_and_leaves_a_tenth_of_its_card(file):
+    options, text = options_of("--config", str(file)), file.read_text(encoding="utf-8")
+    chosen = {line.partition(" = ")[0] for line in text.splitlines()[1:]}
+    assert chosen <= {name for name, value in options if not isinstance(value, Path)}, "it names no place"
+    gib, card = re.match(r"# ([\d.]+) of (\d+) GiB: ", text).groups()
+    assert float(gib) <= 0.9 * int(card) and file.name == f"inflate-{card}gb.toml"
+    assert options.batch_size * options.accumulation == 8 and options.checkpointing
+    assert options.eight_bit == (card == "8")
+
+
+def test_narrow_blocks_have_half_the_width_inside():
+    config = config_of("--preset", "lumiere", "--narrow")
+    assert config == replace(config, temporal=replace(PRESETS["lumiere"](SD15, 16).temporal, narrow=True))
+    with torch.device("meta"):
+        whole, narrow = (Inflation(c, SD15).state_dict() for c in (config_of("--preset", "lumiere"), config))
+    inside = "input_blocks.1.1.factorised.over_pixels.weight"
+    assert 2 * len(narrow[inside]) == len(whole[inside])
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--halve 3", r"--halve has levels \[3\]; this U-Net has resizes after levels 0 to 2"),
+        ("--halve 2 1", r"--halve has levels \[2, 1\]; give at least one, each once, in rising order"),
+        ("--preset harivo --narrow", "--narrow is for Lumiere's convolution blocks, which the preset harivo has not"),
+    ],
+)
+def test_options_that_the_unet_or_preset_has_no_place_for(flags, said):
+    with pytest.raises(ValueError, match=said):
+        config_of(*flags.split())
+
+
+def test_two_frames_must_be_left_in_the_middle_for_the_contrastive_loss(place, capsys):
+    assert run(place, "none", "--contrastive", "0.1", "--frames", "2", "--steps", "1") == 2
+    assert "compares two frames in the middle of the U-Net, where 2 frames have become one" in capsys.readouterr().err
+
+
+def test_blocks_that_would_never_learn_are_refused_before_anything_is_encoded(place, capsys, monkeypatch):
+    monkeypatch.setattr(Encoder, "latents_of", None)
+    assert run(place, "none", "--preset", "higen", "--halve", "0", "--frames", "2", "--steps", "1") == 2
+    said = "--preset higen learns from neighbouring frames at every level, and at level 1 the 2 have become one"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, fits",
+    [
+        ("--preset higen --halve 0 1 2 --frames 9", True),
+        ("--preset higen --halve 0 1 2 --frames 8", "at level 3 the 8 have become one: give more --frames, or --halve"),
+        ("--preset higen --halve 2 --frames 2", "at level 3 the 2 have become one"),
+        ("--preset higen --frames 2", True),
+        ("--preset lumiere --halve 0 1 2 --frames 8", True),
+    ],
+)
+def test_only_what_learns_from_several_frames_must_have_them_everywhere(flags, fits):
+    options = options_of(*flags.split())
+    config = inflate.inflation_config(options, SD15)
+    if fits is True:
+        return inflate.check_frames(options, config, SD15)
+    with pytest.raises(ValueError, match=fits):
+        inflate.check_frames(options, config, SD15)
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_refused_for_want_of_frames_is_what_would_get_no_gradients(preset, frames):
+    """Processes that train together wait for those of every weight."""
+    unet, options = tiny.tiny_unet(), options_of("--preset", preset, "--halve", "0", "--frames", str(frames))
+    config = inflate.inflation_config(options, structure_of(unet))
+    model = InflatedUNet(unet, Inflation(config, structure_of(unet)))
+    rows = torch.randn(frames, 4, 6, 4), torch.full((frames,), 500), torch.randn(frames, 77, 16)
+    model(*rows, Clip.of(frames)).sum().backward()
+    refused = (preset, frames) == ("higen", 2)
+    assert any(p.grad is None for p in model.inflation.parameters()) == refused
+    with pytest.raises(ValueError) if refused else nullcontext():
+        inflate.check_frames(options, config, structure_of(unet))
+
+
+@pytest.fixture
+def with_a_bad_one(place, tmp_path):
+    """The clips, and one that is no video."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for file in (place / "clips").iterdir():
+        (clips / file.name).write_bytes(file.read_bytes())
+    (clips / "1.gif").write_bytes(b"no video")
+    return clips
+
+
+def test_a_set_without_a_clip_is_refused(place, tmp_path, capsys):
+    assert run(place, "none", "--videos", str(tmp_path), "--steps", "1") == 2
+    assert "holds no clips" in capsys.readouterr().err
+    (tmp_path / "empty.jsonl").touch()
+    assert run(place, "none", "--videos", str(tmp_path / "empty.jsonl"), "--steps", "1", "--skip-bad") == 2
+    assert "0 are held out, and 1 cannot be used; empty.jsonl: no row in it" in capsys.readouterr().err
+
+
+def test_more_clips_cannot_be_held_out_than_there_are(place, capsys):
+    assert run(place, "none", "--held-out", "4", "--steps", "1") == 2
+    assert "--held-out is 4, but only 3 clips can be used" in capsys.readouterr().err
+    assert run(place, "all", "--held-out", "3", "--steps", "1") == 2
+    assert "no clip is left to train on: 3 are held out" in capsys.readouterr().err
+
+
+def test_a_bad_clip_among_the_first_stops_the_run_before_it_begins(place, with_a_bad_one, capsys, monkeypatch):
+    monkeypatch.setattr(inflate, "load_base", None)
+    assert run(place, "none", "--videos", str(with_a_bad_one), "--steps", "1") == 2
+    assert "1 of 3 clips cannot be used" in (said := capsys.readouterr().err) and "1.gif" in said
+    assert not (place / "none").exists()
+
+
+def test_a_bad_clip_further_on_stops_the_run_or_is_left_out(place, with_a_bad_one, capsys, monkeypatch, caplog):
+    monkeypatch.setattr(inflate, "LOOKED_AT", 1)
+    monkeypatch.setattr(inflate, "MEASURED_WITHOUT_HELD_OUT", 1)
+    more = ("--videos", str(with_a_bad_one), "--steps", "6", "--preset", "animatediff")
+    assert run(place, "bad", *more) == 2
+    assert "1.gif cannot be used" in (said := capsys.readouterr().err) and "--skip-bad" in said
+    assert run(place, "skipped", *more, "--skip-bad") == 0
+    assert caplog.text.count("1.gif is left out") == 1
+
+
+def test_nan_stops_the_run_and_names_the_step(place, capsys, monkeypatch):
+    monkeypatch.setattr(Encoder, "latents_of", lambda *_: torch.full((8, 4, 6, 8), float("nan")))
+    assert run(place, "nan", *HARIVO.split(), "--steps", "2") == 2
+    assert "Step 1 stopped before its update: the loss is nan" in capsys.readouterr().err
+    assert not saved_states(place / "nan/saves")

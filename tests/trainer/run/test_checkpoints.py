@@ -1,0 +1,186 @@
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run as tiny
+import torch
+from stillmotion.trainer.run import checkpoints
+from stillmotion.trainer.run.checkpoints import (
+    check_same_facts,
+    keep_latest,
+    read_state,
+    restore,
+    same,
+    save_state,
+    saved_states,
+    state_of,
+    write_durably,
+)
+
+SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Starts the tiny training in a process of its own; its output is the numbers of the steps it made."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SCRIPT.parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+    def start(folder):
+        command = [sys.executable, str(SCRIPT), "train_with_saves", str(tmp_path / folder)]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+def stopped_at(process, step, number):
+    """Sends a signal once `step` was made and gives the steps that followed, and the exit code."""
+    for line in process.stdout:
+        if int(line) == step:
+            process.send_signal(number)
+            break
+    rest, _ = process.communicate(timeout=120)
+    return [int(line) for line in rest.split()], process.returncode
+
+
+def finished(process):
+    steps, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return [int(line) for line in steps.split()]
+
+
+def test_a_run_killed_at_any_step_and_resumed_equals_one_that_was_not(run, tmp_path):
+    step = random.SystemRandom().randint(1, 8)
+    uninterrupted = run("whole")
+    assert stopped_at(run("killed"), step, signal.SIGKILL)[1] == -signal.SIGKILL
+    assert finished(uninterrupted) == list(range(1, 10))
+    resumed = finished(run("killed"))
+    assert resumed[-1] == 9 and 1 <= resumed[0] <= step + 2
+    whole, killed = (read_state(saved_states(tmp_path / folder)[-1]) for folder in ("whole", "killed"))
+    assert whole["step"] == 9 and same(whole, killed), f"killed after step {step}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_the_step_and_exit_with_130(run, tmp_path, number):
+    later, code = stopped_at(run("stopped"), 3, number)
+    assert code == 130 and len(later) <= 2
+    assert read_state(saved_states(tmp_path / "stopped")[-1])["step"] == max([3, *later])
+
+
+def test_a_restored_run_goes_on_to_the_bit(tmp_path):
+    whole = tiny.tiny_training()
+    tiny.run_steps(whole, range(1, 4))
+    path = save_state(tmp_path, state_of(whole, {"a": 1}))
+    losses = tiny.run_steps(whole, range(4, 6))
+    other = tiny.tiny_training()
+    restore(other, read_state(path))
+    assert tiny.run_steps(other, range(4, 6)) == losses
+    assert same(state_of(other, {}), {**state_of(whole, {}), "step": 0})
+
+
+def test_a_state_that_lacks_the_moments_is_not_a_resume(tmp_path):
+    """Shows that the test above can fail: without AdamW's moments the next step is another one."""
+    whole = tiny.tiny_training()
+    tiny.run_steps(whole, range(1, 4))
+    other = tiny.tiny_training()
+    restore(other, {**state_of(whole, {}), "optimizer": other.raw_optimizer.state_dict()})
+    tiny.run_steps(whole, [4])
+    tiny.run_steps(other, [4])
+    assert not same(state_of(other, {})["inflation"], state_of(whole, {})["inflation"])
+
+
+def small_state(step):
+    return {"format": checkpoints.FORMAT, "step": step, "facts": "{}", "inflation": {"x": torch.randn(1000)}}
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_full_disk_is_one_sentence_and_keeps_the_save_before(tmp_path, monkeypatch, call):
+    old = save_state(tmp_path, small_state(1))
+    content = old.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*{"write": (checkpoints.Recorder, "write"), "fsync": (os, "fsync")}[call], full)
+    with pytest.raises(OSError, match=r"disk is full .*state-000002\.pt could not be saved.*--resume"):
+        save_state(tmp_path, small_state(2))
+    assert [path.name for path in tmp_path.iterdir()] == [old.name] and old.read_bytes() == content
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_the_disks_own_error_comes_through_torch():
+    with pytest.raises(OSError) as caught:
+        write_durably(Path("/dev/full"), lambda file: torch.save(small_state(1), file))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_reads_back_differently_never_gets_the_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "read_state", lambda path: small_state(1))
+    with pytest.raises(OSError, match="reads back differently"):
+        save_state(tmp_path, small_state(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:1500] + b"\1\2\3" + b[1503:], lambda b: b""]
+)
+def test_a_damaged_save_is_named(tmp_path, damage):
+    path = save_state(tmp_path, small_state(1))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"state-000001\.pt is damaged.*go"):
+        read_state(path)
+
+
+def test_a_save_cannot_run_code(tmp_path):
+    torch.save({"format": checkpoints.FORMAT, "trap": Path("x")}, tmp_path / "state-000001.pt")
+    with pytest.raises(ValueError, match="damaged"):
+        read_state(tmp_path / "state-000001.pt")
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (5, 10, 99, 100, 1000):
+        save_state(tmp_path, small_state(step))
+        (tmp_path / f"m-{step:06d}.safetensors").touch()
+    keep_latest(tmp_path, ("state-*.pt", "m-*.safetensors"), 2)
+    assert [path.name for path in saved_states(tmp_path)] == ["state-000100.pt", "state-001000.pt"]
+    assert len(list(tmp_path.glob("m-*"))) == 2
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_save(tmp_path):
+    for name in (".state-000001.pt.17.tmp", ".m-000001.safetensors.17.tmp", ".other.tmp", "m.tmp"):
+        (tmp_path / name).touch()
+    save_state(tmp_path, small_state(2))
+    keep_latest(tmp_path, ("state-*.pt", "m-*.safetensors"), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp", "m.tmp", "state-000002.pt"]
+
+
+def test_resuming_with_another_value_names_the_option():
+    check_same_facts(Path("a.pt"), {"steps": 5, "ema": None}, {"ema": None, "steps": 5})
+    with pytest.raises(ValueError, match=r"--learning-rate is 0\.1, but a\.pt was made with 0\.2"):
+        check_same_facts(Path("a.pt"), {"learning_rate": 0.2}, {"learning_rate": 0.1})
+    with pytest.raises(ValueError, match="--ema is none"):
+        check_same_facts(Path("a.pt"), {"ema": 0.9}, {"ema": None})
+    with pytest.raises(ValueError, match="^`accelerate launch --num_processes` is 1, but .* made with 2"):
+        check_same_facts(Path("a.pt"), {"num_processes": 2}, {"num_processes": 1})
+    with pytest.raises(ValueError, match="--new-option"):
+        check_same_facts(Path("a.pt"), {}, {"new_option": 1})
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_the_state_holds_everything_that_moves(average):
+    training = tiny.tiny_training(average=average)
+    tiny.run_steps(training, [1, 2, 3])
+    state = state_of(training, {})
+    assert (state["average"] is None) == (average is None)
+    assert len(state["optimizer"]["state"]) == len(list(training.inflation.parameters()))
+    assert state["inflation"].keys() == training.inflation.state_dict().keys()

@@ -1,0 +1,86 @@
+import pytest
+import tiny_run as tiny
+import torch
+from stillmotion.trainer.base.host import InflatedUNet
+from stillmotion.trainer.losses.denoising import signal_shares
+from stillmotion.trainer.run.sample import ddim, guided, sample_clip, starting_noise
+
+
+def stuck(rows, timesteps, text, clip):
+    return 0.1 * rows + text.mean((1, 2))[:, None, None, None]
+
+
+def test_ddim_takes_the_steps_of_stable_diffusion():
+    scheduler = ddim()
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [751, 501, 251, 1]
+    assert torch.equal(scheduler.alphas_cumprod, signal_shares())
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0]
+
+
+def test_a_sample_follows_the_equation_of_ddim():
+    noise, text, none = torch.randn(3, 4, 5, 6), torch.ones(2, 2), torch.zeros(2, 2)
+    x, shares = noise, signal_shares()
+    for t, before in ((751, 501), (501, 251), (251, 1), (1, None)):
+        e = (0.1 * x) + 3.0 * ((0.1 * x + 1) - 0.1 * x)
+        now, earlier = shares[t], shares[0 if before is None else before]
+        clean = (x - (1 - now).sqrt() * e) / now.sqrt()
+        x = earlier.sqrt() * clean + (1 - earlier).sqrt() * e
+    got = sample_clip(stuck, text, none, noise, steps=4, guidance=3.0)
+    torch.testing.assert_close(got, x)
+
+
+def test_a_given_first_frame_is_seen_clean_at_every_step_and_kept():
+    noise, first, seen = torch.randn(3, 4, 5, 6), torch.randn(4, 5, 6), []
+
+    def watched(rows, timesteps, text, clip):
+        seen.append(rows)
+        return stuck(rows, timesteps, text, clip)
+
+    got = sample_clip(watched, torch.ones(2, 2), torch.zeros(2, 2), noise, first=first, steps=4, guidance=3.0)
+    free = sample_clip(stuck, torch.ones(2, 2), torch.zeros(2, 2), noise, steps=4, guidance=3.0)
+    assert len(seen) == 4 and all(torch.equal(row, first) for rows in seen for row in rows[::3])
+    assert torch.equal(got[0], first) and torch.equal(got[1:], free[1:])
+
+
+def test_guidance_one_leaves_out_the_empty_caption():
+    noise, text = torch.randn(3, 4, 5, 6), torch.randn(2, 2)
+    plain = sample_clip(stuck, text, torch.full((2, 2), float("nan")), noise, steps=2, guidance=1)
+    torch.testing.assert_close(plain, sample_clip(stuck, text, torch.randn(2, 2), noise, steps=2, guidance=1.0 + 1e-9))
+
+
+def test_guided_moves_away_from_the_empty_caption():
+    rows = torch.cat([torch.full((3, 4, 2, 2), 2.0), torch.full((3, 4, 2, 2), 1.0)])
+    assert (guided(rows, 3, 5.0) == 6.0).all()
+
+
+def test_the_base_alone_samples_every_frame_on_its_own():
+    unet = tiny.tiny_unet().eval()
+    noise, text, none = torch.randn(2, 4, 8, 8), torch.randn(5, 16), torch.randn(5, 16)
+    together = sample_clip(InflatedUNet(unet), text, none, noise, steps=3, guidance=4.0)
+
+    def stock(rows, timesteps, context, clip):
+        return unet(rows, timesteps, context).sample
+
+    for frame in range(2):
+        alone = sample_clip(stock, text, none, noise[frame : frame + 1], steps=3, guidance=4.0)
+        torch.testing.assert_close(together[frame : frame + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_fresh_inflation_samples_what_the_base_samples_and_a_trained_one_does_not(trained):
+    noise, text, none = starting_noise(3, 4, (5, 6)), torch.randn(5, 16), torch.randn(5, 16)
+    base = sample_clip(InflatedUNet(tiny.tiny_unet()), text, none, noise, steps=2)
+    training = tiny.tiny_training()
+    if trained:
+        tiny.run_steps(training, [1, 2])
+    inflated = sample_clip(training.objective.network, text, none, noise, steps=2)
+    assert torch.allclose(base, inflated, atol=1e-5) != trained
+
+
+def test_noise_comes_from_the_seed_alone():
+    first = starting_noise(5, 16, (20, 12))
+    torch.rand(1)
+    assert first.shape == (16, 4, 12, 20) and torch.equal(first, starting_noise(5, 16, (20, 12)))
+    assert not torch.equal(first, starting_noise(6, 16, (20, 12)))
+    assert first.std() == pytest.approx(1, abs=0.02)

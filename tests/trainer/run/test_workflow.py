@@ -1,0 +1,81 @@
+"""The workflow that `fewshot` writes is the shipped one with the motion file's own values in it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from stillmotion.networks.config import InflationConfig, Mapping, Memory, Temporal, Tokens
+from stillmotion.networks.motion_file import MotionInfo
+from stillmotion.networks.sites import Level, Structure
+from stillmotion.trainer.run.workflow import TEMPLATE, write_workflow
+
+SLIM = Structure((Level(32, (1,), (1, 1)),), middle=0, context=768)
+INFO = MotionInfo(InflationConfig(memory=Memory()), SLIM, frames=5, fps=12.5, width=72, height=40)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def nodes(info, base="base.safetensors", **more):
+        write_workflow(tmp_path / "w.json", base, "wave.safetensors", info, "Grüße: “a red circle”", **more)
+        workflow = json.loads((tmp_path / "w.json").read_text(encoding="utf-8"))
+        return {node.get("title", node["type"]): node for node in workflow["nodes"]}
+
+    return nodes
+
+
+def test_a_workflow_has_the_values_of_its_motion_file(written):
+    values = {title: node["widgets_values"] for title, node in written(INFO).items()}
+    assert values["The image model"] == ["base.safetensors"]
+    assert values["The motion"] == ["wave.safetensors", 1.0, 1.0]
+    assert values["Prompt"] == ["Grüße: “a red circle”"] and values["Negative prompt"] == [""]
+    assert values["Frames and their size"] == [72, 40, 5]
+    assert values["KSampler"][2:] == [25, 7.5, "ddim", "ddim_uniform", 1.0]
+    assert values["CreateVideo"] == [12.5] and values["SaveAnimatedWEBP"][1] == 12.5
+    assert all(text in values["Read me"][0] for text in ("wave.safetensors", "5 frames", "72 x 40", "12.5 frames"))
+
+
+def test_a_workflow_samples_as_the_previews_of_its_training_did(written):
+    sampler = written(replace(INFO, options={"preview_steps": 10, "guidance": 4.0}))["KSampler"]
+    assert sampler["widgets_values"][2:4] == [10, 4.0]
+
+
+@pytest.mark.parametrize("more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}])
+def test_a_file_with_more_than_few_shot_motion_is_loaded_by_the_stunet_loader(written, more):
+    node = written(replace(INFO, config=InflationConfig(memory=Memory(), **more)))["The motion"]
+    assert node["type"] == "StillmotionSTUNetLoader"
+    assert node["widgets_values"] == ["wave.safetensors", 1.0, 0, "from file", "", ""]
+
+
+def test_a_base_in_a_folder_is_loaded_by_the_loader_of_folders(written):
+    nodes = written(INFO, "sd15", base_is_folder=True)
+    assert nodes["The image model"]["type"] == "DiffusersLoader"
+    assert nodes["The image model"]["widgets_values"] == ["sd15"]
+    assert "`sd15` into `models/diffusers` (the whole folder" in nodes["Read me"]["widgets_values"][0]
+    assert "`base.safetensors` into `models/checkpoints`," in written(INFO)["Read me"]["widgets_values"][0]
+
+
+SHIPPED = pytest.mark.parametrize("name", sorted(path.name for path in TEMPLATE.parent.glob("*.json")))
+
+
+@SHIPPED
+def test_the_links_of_a_shipped_workflow_agree_from_both_ends(name):
+    workflow = json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    ends = [(i["link"], n["id"], k, i["type"]) for n in nodes.values() for k, i in enumerate(n["inputs"]) if i["link"]]
+    assert sorted(ends) == sorted((link, to, slot, kind) for link, _, _, to, slot, kind in workflow["links"])
+    starts = [(link, n["id"], k) for n in nodes.values() for k, o in enumerate(n["outputs"]) for link in o["links"]]
+    assert sorted(starts) == sorted((link, origin, slot) for link, origin, slot, *_ in workflow["links"])
+    assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
+    assert workflow["last_node_id"] == max(nodes)
+
+
+@SHIPPED
+def test_no_two_nodes_of_a_shipped_workflow_overlap(name):
+    workflow = json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    title = 30  # pixels above a node
+
+    def apart(a, b):
+        return a[0] + a[2] < b[0] or a[1] + a[3] < b[1] - title
+
+    assert all(apart(a, b) or apart(b, a) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -1,0 +1,94 @@
+"""What trains, divided among processes by FSDP version 2, and made whole for files. Without FSDP all of it is whole."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
+
+from ...networks.inflation import Inflation
+from ...networks.queries import QueryLora
+
+
+def prepare(
+    accelerator: Accelerator, objective: nn.Module, inflation: Inflation, optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer]:
+    """The objective and the optimiser as accelerate runs them, what trains divided where it was set up for that."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return accelerator.prepare(objective, optimizer)
+    from torch.distributed.fsdp import register_fsdp_forward_method  # torch 2.5 has none
+
+    choose_units(plugin, objective, inflation)
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    model.forward = accelerator.autocast()(model.forward)  # as accelerate does it without FSDP
+    register_fsdp_forward_method(model, "predict")
+    return model, optimizer
+
+
+def choose_units(plugin: FullyShardedDataParallelPlugin, objective: nn.Module, inflation: Inflation) -> None:
+    """Has each part of the inflation gathered when it is called, and the rest of what trains for a whole step.
+
+    The frozen U-Net, whose layers the host calls one by one, stays whole on every process; so do single numbers, which
+    FSDP cannot divide. Types of numbers are autocast's business, as without FSDP.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    # a LoRA is not called itself: peft calls its matrices
+    units = [part for _, part in inflation.parts() if not isinstance(part, QueryLora)]
+    plugin.auto_wrap_policy = transformer_auto_wrap_policy
+    plugin.transformer_cls_names_to_wrap = sorted({type(part).__name__ for part in units})
+    whole_ones = [p for p in objective.parameters() if not (p.requires_grad and p.ndim)]
+    plugin.ignored_modules = [nn.ParameterList(whole_ones)]
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    plugin.activation_checkpointing = plugin.cpu_ram_efficient_loading = False
+
+
+def average_undivided(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Averages gradients over processes where FSDP does not: those of single numbers, if others are divided."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    single = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    if single and len(single) < len(gradients):
+        torch._foreach_copy_(single, list(accelerator.reduce(torch.stack(single), "mean")))
+
+
+def whole(state):
+    """Nested dicts and lists with whole tensors in place of divided ones, on the CPU.
+
+    All processes must call it; only on the first one are they more than placeholders.
+    """
+    first = PartialState().is_main_process
+
+    def gathered(tensor: DTensor) -> Tensor:
+        everything = tensor.detach().full_tensor()
+        return everything.cpu() if first else torch.empty(0)
+
+    return tree_map_only(DTensor, gathered, state)
+
+
+def divided(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """A whole tensor, divided as another one of its shape is."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors."""
+    own = module.state_dict()
+    module.load_state_dict({name: divided(tensor, own.get(name)) for name, tensor in tensors.items()})
+
+
+def load_optimizer(optimizer: Optimizer, saved: dict) -> None:
+    """`load_state_dict` of whole tensors."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {name: divided(value, parameters[number]) for name, value in of_one.items()}
+        for number, of_one in saved["state"].items()
+    }
+    optimizer.load_state_dict({**saved, "state": state})

@@ -1,0 +1,161 @@
+"""The frozen image model that training builds on: reading it from a folder or a file, and using its parts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ...networks.sites import FAMILY_OF_CONTEXT
+from .ldm_checkpoint import (
+    autoencoder_from_ldm,
+    checkpoint_parts,
+    read_tensors,
+    text_encoder_from_ldm,
+    unet_from_ldm,
+)
+from .tokenizer import clip_tokenizer
+
+log = logging.getLogger("stillmotion")
+
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
+
+
+@dataclass
+class Base:
+    """A text-to-image model in parts, with the noise schedule and the prediction that its U-Net was trained for."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    vae: Autoencoder
+    family: str = "sd15"
+    schedule: str = "scaled_linear"
+    prediction: str = "epsilon"
+
+
+def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
+    """A frozen base model of the SD1.5 family; nothing is downloaded.
+
+    Args:
+        path: a diffusers folder, or one checkpoint file: .safetensors, or pickled tensors and nothing but tensors.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: what is there is damaged, no Stable Diffusion model, or one of another family.
+    """
+    path = Path(path)
+    check_exists(path)
+    try:
+        base = _from_folder(path, dtype) if path.is_dir() else _from_file(path, dtype)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used as a base: {error}") from error
+    for name, part in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("autoencoder", base.vae)):
+        check_finite(path, name, part)
+        part.eval().requires_grad_(False)
+    return base
+
+
+def check_exists(path: Path) -> None:
+    """Raises FileNotFoundError where there is no base: commands ask before they read their clips."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no base model at {path}; give a diffusers folder or a .safetensors file")
+
+
+def check_finite(path: Path, name: str, part: nn.Module) -> None:
+    """Refuses a broken base here: in training it would look like a run that diverged."""
+    for key, tensor in part.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path} cannot be used as a base: its {name} holds NaN or infinity in {key}")
+
+
+def check_family(unet: UNet2DConditionModel) -> None:
+    """Refuses what training cannot use: other families' text encoders, and the extra channels of inpainting."""
+    context, channels = unet.config.cross_attention_dim, unet.config.in_channels
+    family = FAMILY_OF_CONTEXT.get(context, f"unknown ({context} wide text)")
+    if family != "sd15":
+        raise ValueError(f"its family is {family}, and only bases of the SD1.5 family can be trained on")
+    if channels != 4:
+        raise ValueError(f"its U-Net takes {channels} channels, as for inpainting; give a text-to-image model, with 4")
+
+
+def _from_folder(path: Path, dtype: torch.dtype) -> Base:
+    missing = [part for part in ("unet", "text_encoder", "tokenizer", "vae") if not (path / part).is_dir()]
+    if missing:
+        raise ValueError(f"a diffusers model has a folder {missing[0]}, and this one has none")
+    autoencoder = _autoencoder_class(path / "vae" / "config.json")
+    here = {"torch_dtype": dtype, "local_files_only": True}
+    unet = UNet2DConditionModel.from_pretrained(path / "unet", **here)
+    check_family(unet)
+    return Base(
+        unet,
+        CLIPTextModel.from_pretrained(path / "text_encoder", local_files_only=True).to(dtype),
+        CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
+        autoencoder.from_pretrained(path / "vae", **here),
+        **_schedule_of(path),
+    )
+
+
+def _autoencoder_class(file: Path) -> type[Autoencoder]:
+    kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
+        return kinds[name]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"vae/config.json does not name one of {', '.join(kinds)} as its _class_name") from error
+
+
+def _schedule_of(path: Path) -> dict[str, str]:
+    """Noise schedule and prediction type, as far as the folder names them."""
+    file = path / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) if file.exists() else {}
+    names = {"schedule": "beta_schedule", "prediction": "prediction_type"}
+    return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+
+
+def _from_file(path: Path, dtype: torch.dtype) -> Base:
+    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()}
+    unet_tensors, text_tensors, vae_tensors = checkpoint_parts(tensors)
+    if not unet_tensors:
+        raise ValueError("it holds no U-Net; give a whole checkpoint, not a LoRA or another part of one")
+    unet = unet_from_ldm(unet_tensors)
+    check_family(unet)
+    # "v_pred" is the mark by which ComfyUI, too, knows models that predict the velocity
+    prediction = "v_prediction" if "v_pred" in tensors else "epsilon"
+    text_encoder, vae = text_encoder_from_ldm(text_tensors), autoencoder_from_ldm(vae_tensors)
+    return Base(unet, text_encoder, clip_tokenizer(), vae, prediction=prediction)
+
+
+def encode_frames(vae: Autoencoder, frames: Tensor) -> Tensor:
+    """Scaled latents (n, 4, h/8, w/8) of frames (n, 3, h, w) in [-1, 1]; the mean where the encoder is random."""
+    encoded = vae.encode(frames)
+    latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    return latents * vae.config.scaling_factor
+
+
+def decode_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
+    """Frames (n, 3, 8h, 8w) in [-1, 1] of scaled latents (n, 4, h, w)."""
+    return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
+
+
+def encode_captions(base: Base, captions: Sequence[str]) -> Tensor:
+    """What the U-Net sees of captions, (n, 77, 768): CLIP's last hidden state after its final norm, as in ComfyUI."""
+    ids = token_ids(base.tokenizer, captions).to(base.text_encoder.device)
+    return base.text_encoder(ids).last_hidden_state
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """(n, 77) token numbers, padded with the end token; what does not fit is cut off, and the log says so."""
+    captions = list(captions)
+    for caption, ids in zip(captions, tokenizer(captions, verbose=False).input_ids):
+        if len(ids) > 77:
+            log.warning("CLIP reads 75 tokens of a caption; the rest of %r is ignored", caption)
+    return tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids

@@ -1,0 +1,1 @@
+"""The way of a clip from disk to a batch."""

@@ -1,0 +1,157 @@
+"""Latents of clips and embeddings of captions, kept on disk under the hash of what they were made from.
+
+All frames of a clip are encoded once, whole, at the smallest size that covers the one trained on. Where a training
+window starts and which part of the frame it shows is chosen afterwards, so the cache freezes neither.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Generator, Tensor, nn
+from tqdm import tqdm
+
+from ..base.load import encode_captions, encode_frames
+from .decoding import picture_files
+from .find import Source, decode
+
+log = logging.getLogger("stillmotion")
+
+FORMAT = 1  # raised when decoding, scaling or the file's layout changes, so that old files are not taken for new ones
+BATCH = 8  # frames that are encoded at once
+
+
+def cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
+    """The tensor in the file `path`; computed and written there when the file is missing or damaged."""
+    if path.is_file():
+        try:
+            return read_tensor(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning("%s is damaged and is made again (%s)", path, error)
+    tensor = compute().detach().cpu().contiguous()
+    write_tensor(path, tensor)
+    return tensor
+
+
+def read_tensor(path: Path) -> Tensor:
+    with safe_open(path, "pt") as file:
+        if list(file.keys()) != ["tensor"]:
+            raise ValueError("it does not hold one tensor")
+        tensor, written = file.get_tensor("tensor"), (file.metadata() or {}).get("sha256")
+    if digest(tensor) != written:
+        raise ValueError("its content does not match its checksum")
+    return tensor
+
+
+def write_tensor(path: Path, tensor: Tensor):
+    """Writes beside `path` and renames, so that the name never stands for half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")  # a name of its own: other processes may write the same
+    try:
+        with beside.open("wb") as file:
+            file.write(save({"tensor": tensor}, {"sha256": digest(tensor)}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy()).hexdigest()
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of a network's weights, their names, types and shapes, and of the factor that scales its latents."""
+    state = network.state_dict()
+    parts = [[name, str(state[name].dtype), list(state[name].shape), digest(state[name])] for name in sorted(state)]
+    scale = getattr(getattr(network, "config", None), "scaling_factor", None)
+    return name_of(parts, scale)
+
+
+def name_of(*parts) -> str:
+    """A file name for what was made from `parts`."""
+    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a clip's bytes, whatever its name is."""
+    if path.is_dir():
+        return name_of([content_hash(picture) for picture in picture_files(path)])
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clip_latents(source: Source, options, base, folder: Path, encode=encode_frames, weights="") -> Tensor:
+    """The latents of all frames of a clip at `options.fps`, from the cache in `folder` or encoded now.
+
+    Args:
+        options: with `fps` and `size`, see ClipOptions.
+        base: its `vae` encodes.
+        encode: (vae, frames (n, 3, h, w) in [-1, 1]) to scaled latents (n, 4, h/8, w/8).
+        weights: `fingerprint(base.vae)`, where the caller knows it already.
+
+    Returns:
+        (frames, 4, height, width) in cells of 8 pixels, at the smallest size that covers `options.size`, in the type
+        in which the VAE computes.
+    """
+    weights = weights or fingerprint(base.vae)
+    name = name_of(content_hash(source.path), float(options.fps), options.size, weights)
+    return cached(Path(folder) / f"{name}.safetensors", lambda: encode_clip(source, options, base.vae, encode))
+
+
+@torch.no_grad()
+def encode_clip(source: Source, options, vae: nn.Module, encode: Callable) -> Tensor:
+    frames = decode(source, options.fps, size=options.size).frames
+    batches = np.split(frames, range(BATCH, len(frames), BATCH))
+    weight = next(vae.parameters())
+    progress = tqdm(batches, desc=f"encoding {source.name}", unit_scale=BATCH, unit=" frames", leave=False, delay=1)
+    return torch.cat([encode(vae, to_network(batch).to(weight)).cpu() for batch in progress])
+
+
+def to_network(frames: np.ndarray) -> Tensor:
+    """Turns uint8 (frames, height, width, 3) into float (frames, 3, height, width) in [-1, 1]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def caption_embedding(caption: str, base, folder: Path, encode=encode_captions, weights="") -> Tensor:
+    """The embedding of a caption, (77, width), from the cache in `folder` or encoded now.
+
+    Args:
+        encode: (base, captions) to embeddings (captions, 77, width).
+        weights: `fingerprint(base.text_encoder)`, where the caller knows it already.
+    """
+    name = name_of(caption, weights or fingerprint(base.text_encoder))
+    with torch.no_grad():
+        return cached(Path(folder) / f"{name}.safetensors", lambda: encode(base, [caption])[0])
+
+
+def training_window(
+    latents: Tensor, frames: int, cells: tuple[int, int], generator: Generator, crop="center"
+) -> Tensor:
+    """Cuts `frames` frames of `cells` (width, height) out of a clip's latents, at a random time.
+
+    The generator is drawn from three times whatever `crop` is, so that changing it changes no other draw.
+
+    Args:
+        latents: (all frames, 4, height, width), see `clip_latents`.
+        cells: size in latent cells, that is pixels / 8.
+        crop: "center", or "random" for a random place.
+    """
+    (width, height), (all_frames, _, h, w) = cells, latents.shape
+    if all_frames < frames or h < height or w < width:
+        raise ValueError(f"no {frames} frames of {width}x{height} cells in latents of {all_frames} of {w}x{h}")
+    spare = torch.tensor([all_frames - frames, h - height, w - width])
+    chosen = (torch.rand(3, generator=generator, dtype=torch.float64) * (spare + 1)).long().tolist()
+    start, top, left = chosen if crop == "random" else (chosen[0], spare[1].item() // 2, spare[2].item() // 2)
+    return latents[start : start + frames, :, top : top + height, left : left + width]

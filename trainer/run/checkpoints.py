@@ -1,0 +1,219 @@
+"""Saves of a run: all that is needed to go on as if nothing had happened, written so that no crash takes them away."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..base.division import load, load_optimizer, whole
+from .loop import Training
+
+FORMAT = 2
+STATES = "state-{:06d}.pt"
+
+FLAGS = {"num_processes": "`accelerate launch --num_processes`"}
+"""Flags of facts that are no options of ours."""
+
+
+def state_of(training: Training, facts: dict) -> dict:
+    """A run as tensors, numbers and text; `facts` are what a resumed run must have in common with it.
+
+    All processes must call it, and the first one write it.
+    """
+    scaler = training.accelerator.scaler
+    state = {
+        "format": FORMAT,
+        "step": training.step,
+        "facts": json.dumps(facts),
+        "inflation": training.inflation.state_dict(),
+        "optimizer": training.raw_optimizer.state_dict(),
+        "average": None if training.average is None else training.average.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "objective": training.objective.memory(),
+        "positions": list(training.positions),
+    }
+    return whole(state)
+
+
+def facts_of(state: dict) -> dict:
+    return json.loads(state["facts"])
+
+
+def restore(training: Training, state: dict) -> None:
+    """Puts a saved state into a run that was started with the same facts."""
+    training.step = state["step"]
+    load(training.inflation, state["inflation"])
+    load_optimizer(training.raw_optimizer, state["optimizer"])
+    if training.average is not None:
+        load(training.average, state["average"])
+    if training.accelerator.scaler is not None:
+        training.accelerator.scaler.load_state_dict(state["scaler"])
+    training.objective.restore(state["objective"])
+    training.positions = tuple(state["positions"])
+
+
+def save_state(folder: Path, state: dict) -> Path:
+    """Writes the state of a step into the run's folder and reads it back before it gets its name.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; older saves are untouched.
+    """
+    path = folder / STATES.format(state["step"])
+    with replacing(path) as beside:
+        write_durably(beside, lambda file: torch.save(state, file))
+        read_back = read_state(beside)
+        if not same(read_back, state):
+            raise OSError(errno.EIO, f"The save of step {state['step']} reads back differently; the disk is not sound.")
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path`; what was written there takes its place at the end, or is removed on an error.
+
+    Raises:
+        OSError: with one sentence, where the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise explained(error, path) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def explained(error: OSError, path: Path) -> OSError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    free = shutil.disk_usage(path.parent).free / 2**20
+    return OSError(
+        f"The disk is full ({free:.0f} MB free): {path} could not be saved. Older saves are whole: make room, then go"
+        " on with --resume."
+    )
+
+
+class Recorder:
+    """A file that remembers why it could not be written: torch reports its own error instead of the disk's."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file and waits until the disk has it. Raises the disk's own OSError."""
+    with open(path, "wb") as file:
+        recorder = Recorder(file)
+        try:
+            write(recorder)
+        except RuntimeError as error:
+            raise (recorder.error or error) from None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename last through a power failure; Windows cannot open folders and needs none of it."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def same(a, b) -> bool:
+    """Equality of nested dicts, lists, numbers and tensors, bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The saves in a run's folder, oldest first."""
+    return sorted(folder.glob("state-*.pt"))
+
+
+def read_state(path: Path) -> dict:
+    """A saved state, tensors on the CPU.
+
+    Raises:
+        ValueError: the file is damaged or of another version.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and --resume goes on from the save before."
+        ) from error
+    if damaged:
+        raise ValueError(f"{path} is damaged; delete it and --resume goes on from the save before.")
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is no save of this version (format {FORMAT}); resume with the version that wrote it.")
+    return state
+
+
+def keep_latest(folder: Path, patterns: tuple[str, ...], keep: int) -> None:
+    """Deletes all but the newest `keep` files of each pattern; names carry the step, so their order is that of time.
+
+    What a killed process had not finished goes as well, so no other process may be writing into the folder.
+    """
+    for pattern in patterns:
+        remove_unfinished(folder, pattern)
+        for path in sorted(folder.glob(pattern))[:-keep]:
+            path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Deletes what is left where a process was killed while it wrote beside a file of this name (see `replacing`)."""
+    for path in folder.glob(f".{pattern}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def check_same_facts(path: Path, saved: dict, now: dict) -> None:
+    """Raises ValueError, with the option's flag, where a run would be resumed with another value that matters."""
+    for name in [*saved, *(now.keys() - saved.keys())]:
+        if saved.get(name) != now.get(name):
+            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+            raise ValueError(
+                f"{flag} is {shown(now.get(name))}, but {path} was made with {shown(saved.get(name))}: resume with the"
+                " same, or start anew in another --output."
+            )
+
+
+def shown(value) -> str:
+    return "none" if value is None else str(value)

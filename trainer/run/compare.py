@@ -1,0 +1,76 @@
+"""Clips sampled with and without a motion file from the same noise: how much they move, to look at and as numbers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...networks.inflation import Inflation
+from ...networks.motion_file import read_motion_file, read_motion_info
+from ...samplers.factors import mean_frame_difference, x_t_slice
+from ..base.host import InflatedUNet, structure_of
+from ..base.load import Base, encode_captions
+from ..show.pictures import motion_amount
+from .previews import decode_clip
+from .sample import sample_clip, starting_noise
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip: what it is called, its scaled latents (frames, 4, h, w) and its frames uint8 (frames, h, w, 3)."""
+
+    name: str
+    latents: Tensor
+    frames: np.ndarray
+
+    @property
+    def x_t_slice(self) -> np.ndarray:
+        return x_t_slice(torch.from_numpy(self.frames)).numpy()
+
+    def __str__(self) -> str:
+        """Frame difference in latents, and motion as mean optical flow: a clip that stands still has zeros."""
+        difference, flow = mean_frame_difference(self.latents), motion_amount(self.frames).flow
+        return f"{self.name}: latent frame difference {difference:.3f}, optical flow {flow:.2f} % of the width"
+
+
+def load_motion(base: Base, motion: Path | None) -> InflatedUNet:
+    """A copy of the base's U-Net with a motion file on it, or without one.
+
+    Raises:
+        MotionFileError: the file cannot be used with this base.
+    """
+    unet = copy.deepcopy(base.unet)
+    if motion is None:
+        return InflatedUNet(unet)
+    info, tensors = read_motion_file(motion, fits=structure_of(unet))
+    inflation = Inflation(info.config, info.structure)
+    inflation.load_state_dict(tensors)
+    return InflatedUNet(unet, inflation.to(unet.device)).requires_grad_(False)
+
+
+@torch.no_grad()
+def sample_with(
+    base: Base,
+    motion: Path | None,
+    name: str,
+    caption: str,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float = 7.5,
+) -> Sample:
+    """One clip of `size` (width, height) in pixels; the same seed is the same noise with every motion file."""
+    device = base.unet.device
+    text, no_caption = encode_captions(base, [caption, ""]).to(device)
+    noise = starting_noise(seed, frames, (size[0] // 8, size[1] // 8)).to(device)
+    schedule = "scaled_linear" if motion is None else read_motion_info(motion).schedule
+    sampling = {"steps": steps, "guidance": guidance, "schedule": schedule}
+    latents = sample_clip(load_motion(base, motion), text, no_caption, noise, **sampling)
+    return Sample(name, latents, decode_clip(base.vae, latents))

@@ -1,0 +1,202 @@
+"""How much memory a training step will take, found without computing it, and how long one takes."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ..base.host import InflatedUNet
+from ..clips.batches import Batch
+from ..losses.objectives import Denoising
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the training device.
+
+    `activations` is the most that lives at once in a forward and backward pass, `update` in the optimiser's step, when
+    the activations are gone.
+    """
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    update: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is there when most is."""
+        last = {"activations": self.activations} if self.activations > self.update else {"update": self.update}
+        return {
+            "frozen model": self.frozen,
+            "trained weights": self.trained,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "running mean": self.average,
+            **last,
+        }
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{name} {size_text(size)}" for name, size in self.parts.items() if size)
+        return f"{size_text(self.total)} ({listed})"
+
+
+def size_text(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+
+
+def estimate_memory(
+    objective: Denoising,
+    rows: tuple[int, int],
+    cells: tuple[int, int],
+    *,
+    average: bool,
+    eight_bit: bool,
+    accumulation: int = 1,
+) -> Memory:
+    """What a step of `rows` = (clips, frames), so many times, with latents of `cells` = (width, height) takes.
+
+    Of weights that are divided among processes it is this one's share; what is gathered for a moment is not counted.
+    """
+    parameters = list(objective.parameters())
+    trained = sum(bytes_of(p) for p in parameters if p.requires_grad)
+    frozen = sum(bytes_of(t) for t in [*parameters, *objective.buffers()] if not t.requires_grad)
+    moments = trained // 2 if eight_bit else 2 * trained  # two numbers a weight, in 1 byte or 4
+    update = 0 if eight_bit else trained  # on a GPU, AdamW takes the roots of all second moments at once
+    accumulating = accumulation > 1
+    peak = measure_activations(objective, rows, cells, accumulating)
+    gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)  # not divided in that pass
+    activations = peak if accumulating else max(0, peak - gradients)
+    mean = sum(map(bytes_of, objective.network.inflation.parameters())) if average else 0
+    return Memory(frozen, trained, trained, moments, mean, activations, update)
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Of what this process has of a tensor."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.numel() * own.element_size()
+
+
+def measure_activations(
+    objective: Denoising, rows: tuple[int, int], cells: tuple[int, int], accumulating: bool = False
+) -> int:
+    """The most bytes alive at once in a forward and backward pass, gradients included, beside the weights.
+
+    Where batches are accumulated, the gradients of the one before are there from the start; then they do not count.
+
+    The pass runs on tensors that have a shape and no data, on the network's own device, so that it takes the kernels
+    that training will take; recomputed layers come out right because it is the same code. It has every loss that any
+    step has. What the objective remembers of earlier steps, a resumed run's, has data.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, shapes_only(objective, fake):
+        batch = fake_batch(objective.network, rows, cells)
+        for parameter in objective.parameters():
+            if accumulating and parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+        with LiveBytes() as live:
+            objective(batch, 0).total.backward()
+    return live.peak
+
+
+@contextmanager
+def shapes_only(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
+    """Inside, the weights and buffers of a model have a shape and no data. (`torch.func.functional_call` would end
+    before the backward pass, which still needs them where layers are recomputed.) None is divided among processes, and
+    the hooks that would gather them are off."""
+    modules = list(model.modules())
+    tables = [table for module in modules for table in (module._parameters, module._buffers)]
+    hooks = [table for m in modules if hasattr(m, "unshard") for table in (m._forward_pre_hooks, m._forward_hooks)]
+    before = [dict(table) for table in [*tables, *hooks]]
+    for table in tables:
+        table.update({name: shape_of(t, fake) for name, t in table.items() if t is not None})
+    for table in hooks:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, kept in zip([*tables, *hooks], before):
+            table.update(kept)
+
+
+def shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return fake.from_tensor(tensor)
+    with fake:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, requires_grad=tensor.requires_grad)
+
+
+def fake_batch(network: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int]) -> Batch:
+    (clips, frames), device = rows, next(network.parameters()).device
+    latents = torch.zeros(clips * frames, 4, cells[1], cells[0], device=device)
+    timesteps = torch.zeros(clips * frames, dtype=torch.long, device=device)
+    text = torch.zeros(clips * frames, 77, network.unet.config.cross_attention_dim, device=device)
+    return Batch(latents, torch.zeros_like(latents), timesteps, text, frames, (0,) * clips)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of tensors made inside, from their creation until nothing refers to them any more."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self._seen = 0, 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self._ignore(t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor))
+        self._count(t for t in tree_iter(out) if isinstance(t, Tensor))
+        return out
+
+    def _ignore(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self._seen.add(tensor.untyped_storage())
+
+    def _count(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage not in self._seen:
+                self._seen.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+
+    def _change(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def time_step(step: Callable[[], Tensor], repeats: int = 2) -> float:
+    """Seconds of the last of `repeats` runs of `step`, which returns its loss; the first one also loads kernels."""
+    seconds = 0.0
+    for _ in range(repeats):
+        began = time.perf_counter()
+        step().item()  # waits for a GPU, which works behind the Python that asks it to
+        seconds = time.perf_counter() - began
+    return seconds
+
+
+def advice(memory: Memory, free: int, *, checkpointing: bool, precision: str) -> str | None:
+    """What to change where a run will not fit into `free` bytes, None where it will."""
+    if memory.total <= 0.95 * free:
+        return None
+    tries = ["--checkpointing"] if not checkpointing else []
+    tries += ["--precision bf16"] if precision == "fp32" else []
+    tries += ["a smaller --size", "fewer --frames", "--eight-bit"]
+    return f"This needs about {memory.total / GIB:.1f} GiB and {free / GIB:.1f} GiB are free: try {', '.join(tries)}."

@@ -1,0 +1,110 @@
+"""The motion file at the end of a run: written, opened as its user will open it, and judged by how far it moved."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...networks.config import InflationConfig
+from ...networks.inflation import Inflation
+from ...networks.motion_file import MotionInfo, read_motion_file, write_motion_file
+from ...networks.sites import Structure
+from ..base.division import whole
+from .checkpoints import explained, remove_unfinished, same
+from .loop import Training
+
+log = logging.getLogger("stillmotion")
+
+NOTHING_LEARNED = 1e-5
+"""Below this delta a module has only rounded: AdamW moves each weight by about the learning rate at every step."""
+
+
+@contextmanager
+def averaged_weights(training: Training) -> Iterator[None]:
+    """Inside, the inflation has the weights that will be exported: their running mean, where there is one."""
+    if training.average is None or not training.average.n_averaged:
+        yield
+        return
+    before = {name: tensor.clone() for name, tensor in training.inflation.state_dict().items()}
+    training.inflation.load_state_dict(training.average.module.state_dict())
+    try:
+        yield
+    finally:
+        training.inflation.load_state_dict(before)
+
+
+def exported_weights(training: Training) -> dict[str, Tensor]:
+    """The tensors of the motion file, on the first process: the running mean of the weights where there is one.
+
+    All processes must call it.
+    """
+    with averaged_weights(training):
+        tensors = whole(training.inflation.state_dict())
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) -> None:
+    """Writes the motion file and opens it with the nodes' own reader, for the U-Net it was trained on.
+
+    Raises:
+        OSError: it could not be written; an older file is untouched.
+    """
+    remove_unfinished(path.parent, glob.escape(path.name))
+    try:
+        write_motion_file(path, dict(tensors), info)
+    except OSError as error:
+        raise explained(error, path) from error
+    _, found = read_motion_file(path, fits=info.structure)
+    assert same(found, dict(tensors)), f"{path} reads back differently"
+
+
+def fresh_inflation(config: InflationConfig, structure: Structure, seed: int) -> Inflation:
+    """A new inflation, the same for the same seed, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Inflation(config, structure)
+
+
+def delta_rms(tensors: Mapping[str, Tensor], fresh: Inflation) -> dict[str, float]:
+    """How far each module `<site>.<part>` is from a fresh one: root mean square over its numbers."""
+    return {path: rms(deltas(path, tensors, part)) for path, part in fresh.parts()}
+
+
+def deltas(path: str, tensors: Mapping[str, Tensor], part: torch.nn.Module) -> Tensor:
+    before = part.state_dict()
+    return torch.cat([(tensors[f"{path}.{name}"].cpu() - before[name]).float().flatten() for name in before])
+
+
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+def report_deltas(modules: Mapping[str, float]) -> dict[str, float]:
+    """Logs the delta of each module, and returns the mean of each part; warns of modules that learned nothing."""
+    parts: dict[str, list[float]] = {}
+    for path, delta in modules.items():
+        parts.setdefault(path.rpartition(".")[2], []).append(delta)
+        log.info("  %.2e  %s", delta, path)
+    means = {part: sum(values) / len(values) for part, values in parts.items()}
+    for part, mean in means.items():
+        log.info("  %.2e  %s, mean of %d modules", mean, part, len(parts[part]))
+    still = [path for path, delta in modules.items() if delta < NOTHING_LEARNED]
+    if still:
+        log.warning(
+            "%d of %d modules learned nothing; more --steps or a higher --learning-rate are needed: %s",
+            len(still),
+            len(modules),
+            ", ".join(still),
+        )
+    return means
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "diffusers", "accelerate", "peft")}

@@ -1,0 +1,207 @@
+"""The training step and the loop around it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from ...networks.inflation import Inflation
+from ..base.division import average_undivided, prepare
+from ..clips.batches import Batch, Plan
+from ..losses.objectives import Denoising, Losses
+from .optimiser import Schedule, check_finite, make_average, make_optimizer, set_learning_rate
+from .requests import NOTHING, STOP, Requests
+
+SMALLEST_SCALE = 1.0
+"""fp16 halves its loss scale until gradients are finite; below this one they are not too large but not numbers."""
+
+
+BatchSource = Callable[[int, int], Batch]
+"""A micro-batch for a step and its number in the step, counted over processes and accumulation."""
+
+
+@dataclass
+class Training:
+    """A run in memory: what changes from step to step, and what decides how. `step` counts the updates made.
+
+    `model` is the objective as accelerate runs it. `positions` says how far each process is in its stream of clips,
+    where it has one.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    objective: Denoising
+    inflation: Inflation
+    optimizer: Optimizer
+    average: AveragedModel | None
+    schedule: Schedule
+    batch_size: int = 1
+    step: int = 0
+    positions: tuple[int, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return self.objective.plan
+
+    @property
+    def raw_optimizer(self) -> Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters of all that trains: the inflation, and what a loss has of its own."""
+        inflation = {id(p): name for name, p in self.inflation.named_parameters()}
+        named = self.objective.named_parameters()
+        return [(inflation.get(id(p), name), p) for name, p in named if p.requires_grad]
+
+
+class Stepped(NamedTuple):
+    """Of one update: mean loss of its clips over all processes, norm of the gradients before clipping, and the parts
+    of the loss."""
+
+    loss: float
+    gradient_norm: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step was, with the rate at which it learnt and the seconds that it took."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+    parts: dict[str, float]
+
+
+def start_training(
+    accelerator: Accelerator,
+    objective: Denoising,
+    schedule: Schedule,
+    *,
+    batch_size: int = 1,
+    average: float | None = None,
+    eight_bit: bool = False,
+) -> Training:
+    """A run at step 0. `average` is the decay of the running mean of the weights, None for none."""
+    inflation = objective.inflation
+    mean = None if average is None else make_average(inflation, average)
+    objective.to(accelerator.device)
+    wrapped, optimizer = prepare(accelerator, objective, inflation, make_optimizer(objective, eight_bit))
+    if mean is not None:  # it was copied while that was allowed, and now is where the weights are, divided as they are
+        mean.module.load_state_dict({name: t.clone() for name, t in inflation.state_dict().items()}, assign=True)
+    return Training(accelerator, wrapped, objective, inflation, optimizer, mean, schedule, batch_size)
+
+
+def train(
+    training: Training,
+    source: BatchSource,
+    requests: Requests,
+    after_step: Callable[[Report, bool], None],
+    position: Callable[[], int] = lambda: 0,
+) -> bool:
+    """Runs to the last step of the schedule. Says whether it got there: False where a request stopped it.
+
+    Args:
+        after_step: is told of every step, and whether a save was asked for (a stop is one, too).
+        position: how far this process is in its stream of clips.
+    """
+    with progress_bar(training) as bar:
+        for step in range(training.step + 1, training.schedule.steps + 1):
+            began = time.perf_counter()
+            done = update(training, source, step)
+            training.step = step
+            bar.set_postfix_str(f"loss {done.loss:.4f}", refresh=False)
+            bar.update()
+            wish, training.positions = agree(training.accelerator, requests.pending(), position())
+            report = Report(step, *done[:2], training.schedule.at(step), time.perf_counter() - began, done.parts)
+            after_step(report, wish != NOTHING)
+            requests.done(wish)
+            if wish == STOP:
+                return False
+    return True
+
+
+def progress_bar(training: Training) -> tqdm:
+    hidden = not training.accelerator.is_main_process
+    return tqdm(total=training.schedule.steps, initial=training.step, desc="training", unit="step", disable=hidden)
+
+
+def update(training: Training, source: BatchSource, step: int) -> Stepped:
+    """One optimiser step, 1, 2, ….
+
+    Raises:
+        Diverged: before any weight was changed.
+    """
+    accelerator = training.accelerator
+    set_learning_rate(training.raw_optimizer, training.schedule.at(step))
+    losses = []
+    for micro in range(accelerator.gradient_accumulation_steps):
+        batch = source(step, accelerator.process_index + accelerator.num_processes * micro)
+        with accelerator.accumulate(training.model):
+            losses.append(backward(training, batch, step))
+    loss, parts = means(accelerator, losses)
+    trained = training.trained()
+    average_undivided(accelerator, [p for _, p in trained])
+    accelerator.unscale_gradients()
+    norm = gradient_norm([p for _, p in trained])
+    check(training, step, loss, norm, trained)  # before clipping, which multiplies all gradients by a norm that is NaN
+    nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    if training.average is not None:
+        training.average.update_parameters(training.inflation)
+    remember(training, losses)
+    return Stepped(loss, norm, parts)
+
+
+def backward(training: Training, batch: Batch, step: int) -> Losses:
+    losses = training.model(batch.to(training.accelerator.device), step)
+    training.accelerator.backward(losses.total)
+    return losses._replace(total=losses.total.detach())
+
+
+def means(accelerator: Accelerator, losses: Sequence[Losses]) -> tuple[float, dict[str, float]]:
+    """The loss and its parts, over accumulated batches and all processes."""
+    rows = torch.stack([torch.stack([one.total, *one.parts.values()]).float() for one in losses])
+    total, *parts = accelerator.reduce(rows.mean(0), "mean").tolist()
+    return total, dict(zip(losses[0].parts, parts))
+
+
+def remember(training: Training, losses: Sequence[Losses]) -> None:
+    """Tells the objective of all clips of the step, in the order of their places in it, on every process."""
+    if losses[0].projections is None:
+        return
+    mine = torch.stack([one.projections for one in losses])
+    everyone = training.accelerator.gather(mine).unflatten(0, (-1, len(losses)))  # processes first
+    training.objective.remember(everyone.transpose(0, 1).flatten(0, 2))
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> float:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.stack(torch._foreach_norm(gradients)).norm().item()
+
+
+def check(training: Training, step: int, loss: float, norm: float, trained: list[tuple[str, nn.Parameter]]) -> None:
+    """Infinite gradients are no fault in fp16 as long as its loss scale can still be lowered: the update is skipped."""
+    scaler = training.accelerator.scaler
+    if scaler is not None and math.isfinite(loss) and scaler.get_scale() > SMALLEST_SCALE:
+        return
+    check_finite(step, loss, norm, trained)
+
+
+def agree(accelerator: Accelerator, wish: int, position: int) -> tuple[int, tuple[int, ...]]:
+    """The strongest wish of any process, the same on all of them, and the positions of all."""
+    both = accelerator.gather(torch.tensor([[wish, position]], device=accelerator.device))
+    return int(both[:, 0].max()), tuple(both[:, 1].tolist())

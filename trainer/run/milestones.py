@@ -1,0 +1,124 @@
+"""What happens between two steps of a run: log, fixed-noise loss, preview, save."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...networks.motion_file import MotionInfo
+from ...samplers.factors import mean_frame_difference
+from ..base.load import Autoencoder
+from ..clips.batches import TrainingClip
+from ..options import TrainOptions
+from .checkpoints import keep_latest, save_state, saved_states, state_of
+from .export import averaged_weights, exported_weights, write_and_open
+from .held_out import fixed_noise_loss
+from .loop import Report, Training
+from .previews import Preview, decode_clip, sample_preview, write_preview
+from .runlog import RunLog
+
+log = logging.getLogger("stillmotion")
+
+MEASURED = "training_fixed_noise_loss", "held_out_loss"
+"""Names of the fixed-noise loss in the log: on clips that are trained on, for want of others, and on held-out ones."""
+
+
+@dataclass
+class Milestones:
+    """`after_step` is the loop's callback. `measured` are the clips of the fixed-noise loss.
+
+    All processes compute, since none may have all weights; the first one writes.
+    """
+
+    training: Training
+    options: TrainOptions
+    run_log: RunLog
+    info: MotionInfo
+    facts: dict
+    measured: Sequence[TrainingClip]
+    preview: Preview
+    vae: Autoencoder
+
+    @property
+    def name(self) -> str:
+        return run_name(self.options)
+
+    def after_step(self, report: Report, save_wanted: bool) -> None:
+        options, step, last = self.options, report.step, report.step == self.training.schedule.steps
+        self._log(report)
+        if save_wanted or step % options.save_every == 0 or last:
+            self.save()  # before what needs more memory and may fail for want of it
+        if step % options.held_out_every == 0 or last:
+            self.measure()
+        if options.preview_every and (step % options.preview_every == 0 or last):
+            self.show()
+        self.training.accelerator.wait_for_everyone()
+
+    def _log(self, report: Report) -> None:
+        numbers = {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
+        parts = {f"loss_{name}": value for name, value in report.parts.items()}
+        self.run_log.numbers(report.step, **numbers, **parts, seconds=round(report.seconds, 4))
+
+    def measure(self) -> None:
+        """Logs the fixed-noise loss of the weights that would be exported now."""
+        with averaged_weights(self.training):
+            loss = fixed_noise_loss(self.training, self.measured)
+        name = MEASURED[self.options.held_out > 0]
+        self.run_log.numbers(self.training.step, **{name: loss})
+        log.info("step %d: %s %.5f", self.training.step, name.replace("_", " "), loss)
+
+    def show(self) -> None:
+        """Writes a preview and logs how much its frames differ from one another."""
+        latents = sample_preview(self.training, self.preview)
+        if not self.training.accelerator.is_main_process:
+            return
+        step = self.training.step
+        self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents))
+        label = f"step {step}\n{self.preview.caption}"
+        frames = decode_clip(self.vae, latents)
+        write_preview(self.options.output / "previews", f"step-{step:06d}", label, frames, self.preview.fps)
+
+    def save(self) -> None:
+        """Writes the state to resume from and the motion file as it is now, then deletes what is too old."""
+        folder, step = saves_of(self.options), self.training.step
+        state, tensors = state_of(self.training, self.facts), exported_weights(self.training)
+        if not self.training.accelerator.is_main_process:
+            return
+        path = save_state(folder, state)
+        write_and_open(folder / f"{self.name}-{step:06d}.safetensors", tensors, self.info)
+        keep_latest(folder, ("state-*.pt", f"{self.name}-*.safetensors"), self.options.keep)
+        log.info("step %d: saved %s", step, path)
+
+
+def run_name(options: TrainOptions) -> str:
+    """Name of the motion file: that of the run's folder."""
+    return options.output.resolve().name or "motion"
+
+
+def saves_of(options: TrainOptions) -> Path:
+    return options.output / "saves"
+
+
+def last_save(options: TrainOptions) -> Path | None:
+    """The newest save in the run's folder, None where there is nothing to resume.
+
+    Raises:
+        ValueError: there is a run in the folder, and nobody asked to resume it; or it is no folder.
+    """
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output is {options.output}, which is a file; give a folder for the run.")
+    found = saved_states(saves_of(options))
+    if found and not options.resume:
+        raise ValueError(f"{options.output} holds a run already: go on with --resume, or choose another --output.")
+    if options.resume and not found:
+        log.warning("%s holds no save yet: the run starts with its first step.", options.output)
+    return found[-1] if found else None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a GPU; unknown elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

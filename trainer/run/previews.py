@@ -1,0 +1,73 @@
+"""Pictures of what a run has learnt so far: a sampled clip as an animated WebP and as a contact sheet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.load import Autoencoder, decode_latents
+from ..clips.batches import TrainingClip
+from ..clips.cache import training_window
+from ..show.pictures import contact_sheet, write_webp
+from .export import averaged_weights
+from .loop import Training
+from .sample import sample_clip, starting_noise
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What to sample: always the same noise, so that previews of different steps compare.
+
+    `first`: latents of the first frame, (4, height, width), where training gives it clean; None where it is sampled.
+    """
+
+    caption: str
+    text: Tensor
+    no_caption: Tensor
+    seed: int
+    steps: int
+    guidance: float
+    fps: float
+    first: Tensor | None = None
+
+
+def first_frame_of(clip: TrainingClip, cells: tuple[int, int]) -> Tensor:
+    """Latents of a clip's first frame, (4, height, width), cropped at its middle to `cells` (width, height)."""
+    return training_window(clip.latents[:1], 1, cells, torch.Generator())[0]
+
+
+def sample_preview(training: Training, preview: Preview) -> Tensor:
+    """The latents of the preview's clip, with the weights that would be exported now."""
+    accelerator, plan = training.accelerator, training.plan
+    noise = starting_noise(preview.seed, plan.frames, plan.cells).to(accelerator.device)
+    with averaged_weights(training), accelerator.autocast():
+        return sample_clip(
+            training.objective.predict,
+            preview.text,
+            preview.no_caption,
+            noise,
+            first=preview.first,
+            steps=preview.steps,
+            guidance=preview.guidance,
+            schedule=plan.schedule,
+            progress=accelerator.is_main_process,
+        )
+
+
+@torch.no_grad()
+def decode_clip(vae: Autoencoder, latents: Tensor) -> np.ndarray:
+    """Frames uint8 (frames, height, width, 3); the autoencoder visits the latents' device and goes back to the CPU."""
+    vae.to(latents.device)
+    frames = torch.cat([decode_latents(vae, z[None].to(vae.dtype)).float() for z in latents])
+    vae.cpu()
+    return ((frames + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_preview(folder: Path, name: str, label: str, frames: np.ndarray, fps: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_webp(frames, folder / f"{name}.webp", fps)
+    contact_sheet([(label, frames)], folder / f"{name}.png")

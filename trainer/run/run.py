@@ -1,0 +1,284 @@
+"""What the commands that train share: from a base model and an objective to the exported motion file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ...networks.inflation import Inflation
+from ...networks.motion_file import MotionInfo
+from ..base.host import InflatedUNet
+from ..base.load import Base, encode_captions, encode_frames
+from ..clips.batches import Batch, Plan
+from ..clips.cache import caption_embedding, clip_latents
+from ..clips.cache import fingerprint as weights_of
+from ..clips.find import Source
+from ..clips.inspect import Report, write_sheet
+from ..config import as_toml
+from ..losses.objectives import Denoising
+from ..options import TrainOptions
+from .checkpoints import check_same_facts, facts_of, read_state, restore
+from .estimate import advice, estimate_memory, time_step
+from .export import delta_rms, exported_weights, library_versions, report_deltas, write_and_open
+from .loop import BatchSource, Training, backward, start_training, train
+from .milestones import Milestones, free_memory, run_name
+from .optimiser import Schedule
+from .previews import Preview
+from .requests import Requests
+from .runlog import RunLog
+from .workflow import write_workflow
+
+log = logging.getLogger("stillmotion")
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+MEASURED_WITHOUT_HELD_OUT = 4
+"""So many training clips are measured with fixed noise where none were held out."""
+
+
+def check_objective(options: TrainOptions, base: Base) -> None:
+    """The loss is that of models which predict the noise on Stable Diffusion's own schedule; refuses others."""
+    if (base.schedule, base.prediction) != ("scaled_linear", "epsilon"):
+        raise ValueError(
+            f"{options.base} predicts {base.prediction} on the schedule {base.schedule}; training knows epsilon on"
+            " scaled_linear, as SD1.5 has them"
+        )
+
+
+class Encoder:
+    """Latents of clips and embeddings of captions, from the cache or encoded now, on a device."""
+
+    def __init__(self, options: TrainOptions, base: Base, device: torch.device):
+        self.options, self.base, self.device = options, base, device
+        self.vae_hash, self.text_hash = weights_of(base.vae), weights_of(base.text_encoder)
+
+    def latents_of(self, source: Source) -> Tensor:
+        """All frames of a clip at the run's fps, scaled, (frames, 4, height, width)."""
+
+        def encode(vae, frames: Tensor) -> Tensor:
+            return encode_frames(vae.to(self.device), frames.to(self.device))
+
+        return clip_latents(source, self.options, self.base, self.options.cache, encode, self.vae_hash).float()
+
+    def text_of(self, caption: str) -> Tensor:
+        """(tokens, width)."""
+
+        def encode(base: Base, captions: Sequence[str]) -> Tensor:
+            base.text_encoder.to(self.device)
+            return encode_captions(base, captions)
+
+        return caption_embedding(caption, self.base, self.options.cache, encode, self.text_hash).float()
+
+    def preview(self, caption: str, first: Tensor | None = None) -> Preview:
+        """What previews show: the caption that was asked for, else this one."""
+        options = self.options
+        caption = caption if options.preview_caption is None else options.preview_caption
+        sampling = (options.seed, options.preview_steps, options.guidance, options.fps, first)
+        return Preview(caption, self.text_of(caption), self.text_of(""), *sampling)
+
+    def leave(self) -> None:
+        """Makes room on the device for training; what is not in the cache brings a model back."""
+        self.base.vae.cpu()
+        self.base.text_encoder.cpu()
+
+
+def write_record(options: TrainOptions, reports: Sequence[Report]) -> None:
+    """Clips and options into the run's folder, once nothing refuses them any more: an older run's are replaced."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_sheet(reports, options.output / "clips.png")
+    (options.output / "options.toml").write_text(as_toml(options), encoding="utf-8")
+
+
+def cells_of(options: TrainOptions) -> tuple[int, int]:
+    return options.size[0] // 8, options.size[1] // 8
+
+
+def plan_of(options: TrainOptions, accelerator: Accelerator, **others) -> Plan:
+    return Plan(
+        seed=options.seed,
+        frames=options.frames,
+        cells=cells_of(options),
+        clips_per_step=options.batch_size * options.accumulation * accelerator.num_processes,
+        crop=options.crop,
+        caption_dropout=options.caption_dropout,
+        weighting=options.weighting,
+        **others,
+    )
+
+
+def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> InflatedUNet:
+    """The frozen U-Net in the type it computes in, with what trains, in float32."""
+    if options.precision != "fp32":
+        nn.Module.to(base.unet, TYPES[options.precision])  # diffusers' own warns of layers that are not there
+    return InflatedUNet(base.unet, inflation, checkpointing=options.checkpointing)
+
+
+def new_training(options: TrainOptions, accelerator: Accelerator, objective: Denoising) -> Training:
+    """A run at step 0."""
+    schedule = Schedule(options.steps, options.learning_rate, options.warm_up)
+    return start_training(
+        accelerator,
+        objective,
+        schedule,
+        batch_size=options.batch_size,
+        average=options.ema,
+        eight_bit=options.eight_bit,
+    )
+
+
+FREE_TO_CHANGE = {
+    *("output", "resume", "skip_bad", "cache", "caption", "held_out_every", "save_every", "keep"),
+    *("preview_every", "preview_caption", "preview_steps", "guidance"),
+}
+"""Options that a resumed run may have other values of, because they change no weight."""
+
+
+def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, base_hash: str) -> dict:
+    """What a resumed run must have in common with the interrupted one; clips and base count by their content."""
+    matter = {name: value for name, value in options.model_dump(mode="json").items() if name not in FREE_TO_CHANGE}
+    return {
+        **matter,
+        "videos": f"clips with the hash {clips_hash[:12]}",
+        "base": f"a U-Net with the hash {base_hash[:12]}",
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def go_on(training: Training, save: Path, facts: dict) -> None:
+    """Puts a run where its save left it. Raises ValueError where it is not the same run."""
+    state = read_state(save)
+    check_same_facts(save, facts_of(state), facts)
+    restore(training, state)
+    log.info("Going on after step %d of %s.", training.step, save)
+
+
+def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> None:
+    """Logs the memory a step will take before the first one runs, then how long it took and the run will take.
+
+    Raises:
+        ValueError: the step did not fit into the GPU's memory.
+    """
+    accelerator, plan = training.accelerator, training.plan
+    memory = estimate_memory(
+        training.objective,
+        (options.batch_size, plan.frames),
+        plan.cells,
+        average=options.ema is not None,
+        eight_bit=options.eight_bit,
+        accumulation=options.accumulation,
+    )
+    log.info("Memory of a step, estimated: %s", memory)
+    free = free_memory(accelerator.device)
+    on_device = memory.frozen + memory.trained + memory.average + (memory.optimizer if training.step else 0)
+    hint = free and advice(memory, free + on_device, checkpointing=options.checkpointing, precision=options.precision)
+    if hint:
+        log.warning("%s", hint)
+    try:
+        # step 0, at which every loss counts
+        one = time_step(lambda: backward(training, batch, 0).total, 2 if free else 1)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"A step does not fit into the GPU's memory. {hint or ''}") from error
+    training.optimizer.zero_grad()
+    seconds, left = one * options.accumulation, options.steps - training.step
+    log.info("A step takes %.2f s: %d steps about %s.", seconds, left, tqdm.format_interval(left * seconds))
+
+
+def start_log(options: TrainOptions, training: Training, clips: Sequence[str], held_out: Sequence[str]) -> RunLog:
+    """The run's log, with a first line that says what it learns from: names of clips, or of parts of a large set."""
+    run_log = RunLog(options.output, training.accelerator, training.step)
+    training.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": training.step + 1}})
+    run_log.event(
+        event="start",
+        step=training.step,
+        options=options.model_dump(mode="json"),
+        clips=list(clips),
+        held_out=list(held_out),
+        versions=library_versions(),
+    )
+    return run_log
+
+
+def motion_info(options: TrainOptions, training: Training, captions: Sequence[str]) -> MotionInfo:
+    """What the motion file says of itself; of paths it keeps the last name, it is made to be shared.
+
+    Not whether the run was interrupted: its file says the same.
+    """
+    given = options.model_dump(mode="json", exclude={"resume"})
+    paths = {name: value.name for name in given if isinstance(value := getattr(options, name), Path)}
+    return MotionInfo(
+        config=training.inflation.config,
+        structure=training.inflation.structure,
+        schedule=training.plan.schedule,
+        frames=options.frames,
+        fps=options.fps,
+        width=options.size[0],
+        height=options.size[1],
+        captions=tuple(sorted(set(captions))),
+        options=given | paths,
+        versions=library_versions(),
+    )
+
+
+def run(
+    options: TrainOptions,
+    training: Training,
+    source: BatchSource,
+    milestones: Milestones,
+    start: Inflation,
+    position: Callable[[], int] = lambda: 0,
+) -> None:
+    """Trains to the last step, or to a request to stop, and exports.
+
+    Args:
+        start: the inflation as it was before the first step.
+        position: how far this process is in its stream of clips.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C stopped it, and all is saved.
+        ValueError: processes do not begin at the same step.
+    """
+    accelerator = training.accelerator
+    check_together(options, training)
+    if training.step == 0:
+        milestones.measure()
+    with Requests(options.output) as requests, logging_redirect_tqdm():
+        finished = train(training, source, requests, milestones.after_step, position)
+    if not finished:
+        log.info("Stopped after step %d; --resume goes on.", training.step)
+    else:
+        export(options, training, milestones, start)
+    accelerator.end_training()
+    if requests.interrupted:
+        raise KeyboardInterrupt
+
+
+def check_together(options: TrainOptions, training: Training) -> None:
+    """Makes sure that every process, on whatever machine, found the same save."""
+    steps = training.accelerator.gather(torch.tensor([training.step], device=training.accelerator.device))
+    if steps.min() < steps.max():
+        raise ValueError(
+            f"The processes are at steps {sorted(set(steps.tolist()))}: --output {options.output} must be one folder"
+            " that all machines share."
+        )
+
+
+def export(options: TrainOptions, training: Training, milestones: Milestones, start: Inflation) -> None:
+    """Writes the motion file, opens it as the nodes do, says how far it moved, and writes a workflow that uses it."""
+    name, tensors, info = run_name(options), exported_weights(training), milestones.info
+    if not training.accelerator.is_main_process:
+        return
+    path, workflow = options.output / f"{name}.safetensors", options.output / f"{name}_workflow.json"
+    write_and_open(path, tensors, info)
+    log.info("Wrote %s; its modules moved from their start by (RMS):", path)
+    modules = delta_rms(tensors, start)
+    milestones.run_log.event(event="export", step=training.step, delta_rms=report_deltas(modules), modules=modules)
+    base, caption = options.base.absolute(), milestones.preview.caption  # absolute, so that "." has a name
+    write_workflow(workflow, base.name, path.name, info, caption, base_is_folder=base.is_dir())
+    log.info("Put it into ComfyUI's models/stillmotion and open %s there.", workflow)

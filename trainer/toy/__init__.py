@@ -1,0 +1,1 @@
+"""The small base to learn and test with."""
