@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +102,9 @@ class Counting:
         return torch.stack([base.text_encoder(torch.full((77, 1), float(len(caption)))) for caption in captions])
 
     def loader(self, cache, frames=8):
-        options = SimpleNamespace(fps=8, size=SIZE)
         return Loader(
             frames,
             8,
-            lambda source: clip_latents(source, options, self, cache, self.encode_frames),
+            lambda source: clip_latents(source, 8, SIZE, self.vae, cache, self.encode_frames),
             lambda caption: caption_embedding(caption, self, cache, self.encode_captions),
         )

@@ -101,7 +101,7 @@ def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batc
     return Batch(latents.float(), noise, timestep.expand(frames), text.float().expand(frames, *text.shape), frames)
 
 
-def together(batches: Sequence[Batch]) -> Batch:
+def collate(batches: Sequence[Batch]) -> Batch:
     tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ROWS}
     return Batch(**tensors, frames=batches[0].frames, seeds=tuple(seed for b in batches for seed in b.seeds))
 
@@ -112,7 +112,7 @@ def batch_for(
     """Micro-batch `number` of a step (counted over processes and accumulation), of `size` clips of a few."""
     places = range(number * size, (number + 1) * size)
     chosen = [clips[clip_at(plan, step, index, len(clips))] for index in places]
-    return together([draw(plan, clip, no_caption, step, index) for clip, index in zip(chosen, places)])
+    return collate([draw(plan, clip, no_caption, step, index) for clip, index in zip(chosen, places)])
 
 
 def batch_from(
@@ -120,10 +120,10 @@ def batch_from(
 ) -> Batch:
     """Micro-batch `number` of a step, of the next `size` clips of this process's stream."""
     places = range(number * size, (number + 1) * size)
-    return together([draw(plan, next(stream), no_caption, step, index) for index in places])
+    return collate([draw(plan, next(stream), no_caption, step, index) for index in places])
 
 
-def fingerprint(clips: Sequence[TrainingClip]) -> str:
+def clips_hash(clips: Sequence[TrainingClip]) -> str:
     """Tells whether two runs learn from the same clips: a hash of their latents and captions."""
     digest = blake2b(digest_size=16)
     for clip in clips:

@@ -71,7 +71,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(raw.numpy()).hexdigest()
 
 
-def fingerprint(network: nn.Module) -> str:
+def weights_hash(network: nn.Module) -> str:
     """SHA-256 of a network's weights, their names, types and shapes, and of the factor that scales its latents."""
     state = network.state_dict()
     parts = [[name, str(state[name].dtype), list(state[name].shape), digest(state[name])] for name in sorted(state)]
@@ -92,27 +92,27 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def clip_latents(source: Source, options, base, folder: Path, encode=encode_frames, weights="") -> Tensor:
-    """The latents of all frames of a clip at `options.fps`, from the cache in `folder` or encoded now.
+def clip_latents(
+    source: Source, fps: float, size: tuple[int, int], vae: nn.Module, folder: Path, encode=encode_frames, weights=""
+) -> Tensor:
+    """Return the latents of all frames of a clip at `fps`, from the cache in `folder` or encoded now.
 
     Args:
-        options: with `fps` and `size`, see ClipOptions.
-        base: its `vae` encodes.
+        size: (width, height) in pixels that every frame covers.
         encode: (vae, frames (n, 3, h, w) in [-1, 1]) to scaled latents (n, 4, h/8, w/8).
-        weights: `fingerprint(base.vae)`, where the caller knows it already.
+        weights: `weights_hash(vae)`, where the caller knows it already.
 
     Returns:
-        (frames, 4, height, width) in cells of 8 pixels, at the smallest size that covers `options.size`, in the type
+        (frames, 4, height, width) in cells of 8 pixels, at the smallest size that covers `size`, in the type
         in which the VAE computes.
     """
-    weights = weights or fingerprint(base.vae)
-    name = name_of(content_hash(source.path), float(options.fps), options.size, weights)
-    return cached(Path(folder) / f"{name}.safetensors", lambda: encode_clip(source, options, base.vae, encode))
+    name = name_of(content_hash(source.path), float(fps), size, weights or weights_hash(vae))
+    return cached(Path(folder) / f"{name}.safetensors", lambda: encode_clip(source, fps, size, vae, encode))
 
 
 @torch.no_grad()
-def encode_clip(source: Source, options, vae: nn.Module, encode: Callable) -> Tensor:
-    frames = decode(source, options.fps, size=options.size).frames
+def encode_clip(source: Source, fps: float, size: tuple[int, int], vae: nn.Module, encode: Callable) -> Tensor:
+    frames = decode(source, fps, size=size).frames
     batches = np.split(frames, range(BATCH, len(frames), BATCH))
     weight = next(vae.parameters())
     progress = tqdm(batches, desc=f"encoding {source.name}", unit_scale=BATCH, unit=" frames", leave=False, delay=1)
@@ -129,9 +129,9 @@ def caption_embedding(caption: str, base, folder: Path, encode=encode_captions, 
 
     Args:
         encode: (base, captions) to embeddings (captions, 77, width).
-        weights: `fingerprint(base.text_encoder)`, where the caller knows it already.
+        weights: `weights_hash(base.text_encoder)`, where the caller knows it already.
     """
-    name = name_of(caption, weights or fingerprint(base.text_encoder))
+    name = name_of(caption, weights or weights_hash(base.text_encoder))
     with torch.no_grad():
         return cached(Path(folder) / f"{name}.safetensors", lambda: encode(base, [caption])[0])
 

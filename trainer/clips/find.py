@@ -31,7 +31,16 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipFormat:
+    """The form in which training sees every clip: `fps`, a number of `frames`, `size` (width, height) in pixels."""
+
+    fps: float
+    frames: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DecodedClip:
     """Decoded frames, uint8 (frames, height, width, 3), `fps` of them a second.
 
     `seconds`, `native_fps` (a mean), `native_size` (width, height, upright) are those of the part that was read;
@@ -139,7 +148,7 @@ def source_of(path: Path, name: str, captions: list[Caption]) -> Source:
     return Source(path, name, texts[0], None if texts[0] else f"its caption is empty ({captions[0].origin})")
 
 
-def decode(source: Source, fps: float, frames: int | None = None, start: float = 0.0, size=None) -> Clip:
+def decode(source: Source, fps: float, frames: int | None = None, start: float = 0.0, size=None) -> DecodedClip:
     """Reads a clip once from its beginning and keeps the frame that is on screen at `start` + k / `fps` seconds.
 
     Args:
@@ -164,7 +173,7 @@ def decode(source: Source, fps: float, frames: int | None = None, start: float =
         )
     if len(kept) < (frames or 1):
         raise ClipError(too_short(shots.seconds - start, len(kept), fps, frames or 1, shots.note))
-    return Clip(np.stack(kept), fps, shots.seconds, shots.count / shots.seconds, shots.size, shots.note)
+    return DecodedClip(np.stack(kept), fps, shots.seconds, shots.count / shots.seconds, shots.size, shots.note)
 
 
 def too_short(seconds: float, have: int, fps: float, need: int, note: str = "") -> str:

@@ -1,16 +1,16 @@
 """Which clips training would use, what it would see of them, and why others cannot be."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from ..options import ClipOptions
 from ..show.pictures import Motion, contact_sheet, motion_amount
 from .decoding import ClipError
-from .find import Source, decode, find_clips, fit, too_short
+from .find import ClipFormat, Source, decode, fit, too_short
 
 log = logging.getLogger("stillmotion")
 
@@ -18,7 +18,7 @@ STILL = 0.05  # percent of the width from frame to frame, below which a clip doe
 
 
 @dataclass(frozen=True)
-class Report:
+class ClipReport:
     """What is known of a clip; `problem` says why it cannot be used, `note` what else is worth knowing.
 
     `window` holds the first frames that training would see, uint8 (frames, height, width, 3), `count` says how many
@@ -36,30 +36,30 @@ class Report:
     window: np.ndarray | None = None
 
 
-def inspect_clips(options: ClipOptions) -> list[Report]:
-    """Decodes every clip and says what it is, or why it cannot be used."""
-    sources = find_clips(options.videos, options.caption)
-    return [inspect(source, options) for source in tqdm(sources, desc="reading clips", unit="clip", leave=False)]
+def inspect_clips(sources: Iterable[Source], form: ClipFormat) -> list[ClipReport]:
+    """Decode every clip and report what it is, or why it cannot be used."""
+    return [inspect(source, form) for source in tqdm(sources, desc="reading clips", unit="clip", leave=False)]
 
 
-def inspect(source: Source, options: ClipOptions) -> Report:
+def inspect(source: Source, form: ClipFormat) -> ClipReport:
+    """Decode one clip and report what it is."""
     if source.missing:
-        return Report(source, source.problem)
+        return ClipReport(source, source.problem)
     try:
-        clip = decode(source, options.fps, size=options.size)
+        clip = decode(source, form.fps, size=form.size)
     except ClipError as error:
-        return Report(source, str(error))
+        return ClipReport(source, str(error))
     count = len(clip.frames)
-    short = too_short(clip.seconds, count, options.fps, options.frames, clip.note) if count < options.frames else None
-    motion, window = motion_amount(clip.frames), fit(clip.frames[: options.frames], options.size)
+    short = too_short(clip.seconds, count, form.fps, form.frames, clip.note) if count < form.frames else None
+    motion, window = motion_amount(clip.frames), fit(clip.frames[: form.frames], form.size)
     still = "nothing moves in it" if motion.flow < STILL else ""
     notes = ", ".join(filter(None, (clip.note, still)))
-    return Report(
+    return ClipReport(
         source, short or source.problem, notes, count, clip.seconds, clip.native_fps, clip.native_size, motion, window
     )
 
 
-def usable_clips(reports: list[Report], skip_bad: bool) -> list[Source]:
+def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
     """The sources of the clips that can be used.
 
     Raises:
@@ -79,7 +79,7 @@ def usable_clips(reports: list[Report], skip_bad: bool) -> list[Source]:
     return good
 
 
-def table(reports: list[Report]) -> str:
+def table(reports: list[ClipReport]) -> str:
     """The reports as text, a line each below a head."""
     head = ("clip", "seconds", "fps", "size", "frames", "flow %", "diff", "caption", "status")
     rows = [head, *map(cells, reports)]
@@ -88,7 +88,7 @@ def table(reports: list[Report]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def cells(report: Report) -> tuple[str, ...]:
+def cells(report: ClipReport) -> tuple[str, ...]:
     caption = shortened(report.source.caption, 40) or "-"
     status = report.problem or ("ok" + (f" ({report.note})" if report.note else ""))
     if report.motion is None:
@@ -109,12 +109,12 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def write_sheet(reports: list[Report], path: Path, columns: int = 8) -> None:
+def write_sheet(reports: list[ClipReport], path: Path, columns: int = 8) -> None:
     """The contact sheet of what training sees; the clips that cannot be used come with the reason."""
     contact_sheet([(label(report), None if report.problem else report.window) for report in reports], path, columns)
 
 
-def label(report: Report) -> str:
+def label(report: ClipReport) -> str:
     if report.problem:
         return f"{report.source.name}: {report.problem}"
     motion = f"{report.seconds:.1f} s, moves {report.motion.flow:.2f} %" if report.motion else ""

@@ -285,7 +285,7 @@ def on_disk(path: Path) -> Path:
     raise ClipError("there is no such clip, or it may not be read")
 
 
-def fingerprint(shards: Iterable[Shard]) -> str:
+def set_hash(shards: Iterable[Shard]) -> str:
     """Tells whether two runs read the same set, as far as that shows quickly.
 
     By the sizes and the beginnings of tar files, the contents of tables, the names of files in folders.

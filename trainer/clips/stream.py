@@ -1,8 +1,8 @@
 """Training clips of a set too large for memory, as an endless stream for each process.
 
-The order is a function of (seed, epoch, rank, world): the shards are permuted and dealt to the processes, whose samples
-go through a buffer that shuffles them. A resumed run walks the same order to the same position, and decodes nothing
-on the way.
+The order is a function of (seed, epoch, rank, world): the shards are permuted and assigned to the processes, whose
+samples go through a buffer that shuffles them. A resumed run walks the same order to the same position, and decodes
+nothing on the way.
 """
 
 import logging
@@ -14,11 +14,10 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ..options import ClipOptions
 from .batches import TrainingClip, generator_for
 from .decoding import ClipError
-from .find import Source, too_short
-from .inspect import Report, inspect
+from .find import ClipFormat, Source, too_short
+from .inspect import ClipReport, inspect
 from .shards import Shard, opened
 
 log = logging.getLogger("stillmotion")
@@ -119,8 +118,8 @@ class ClipStream:
     def begin(self, epoch: int) -> None:
         """Starts an epoch at the present position."""
         self.epoch, self.first, self.fruitful = epoch, self.position, False
-        dealt, places = deal(len(self.shards), self.seed, epoch, self.rank, self.world)
-        samples = chain.from_iterable(self.shards[number] for number in dealt)
+        assigned, places = assign_shards(len(self.shards), self.seed, epoch, self.rank, self.world)
+        samples = chain.from_iterable(self.shards[number] for number in assigned)
         mine = islice(samples, places.start, None, places.step)
         self.samples = shuffled(mine, self.buffer, generator_for(self.seed, "samples", epoch, self.rank))
 
@@ -136,8 +135,8 @@ class ClipStream:
 
     def size_of_epoch(self) -> int | None:
         """How many samples this epoch has, where all of its shards were once read to their end."""
-        dealt, places = deal(len(self.shards), self.seed, self.epoch, self.rank, self.world)
-        sizes = [self.shards[number].size for number in dealt]
+        assigned, places = assign_shards(len(self.shards), self.seed, self.epoch, self.rank, self.world)
+        sizes = [self.shards[number].size for number in assigned]
         return None if None in sizes else len(range(sum(sizes))[places])
 
     def skip(self, source: Source, error: ClipError) -> None:
@@ -175,7 +174,7 @@ class Counted:
         self.size = size
 
 
-def deal(shards: int, seed: int, epoch: int, rank: int, world: int) -> tuple[list[int], slice]:
+def assign_shards(shards: int, seed: int, epoch: int, rank: int, world: int) -> tuple[list[int], slice]:
     """Which shards a process reads in an epoch, in order, and which samples of them all together.
 
     Whole shards where there is one for every process; every sample of them. Otherwise all shards, and every world-th
@@ -241,15 +240,15 @@ def first_usable(
     return list(clips.values())
 
 
-def peek(shards: Sequence[Shard], count: int, options: ClipOptions) -> list[Report]:
+def peek(shards: Sequence[Shard], count: int, form: ClipFormat) -> list[ClipReport]:
     """What is known of the first `count` samples of a set, which are decoded but not encoded."""
     first = islice(every_sample(shards), count)
-    return [report(source, options) for source in tqdm(first, desc="reading clips", unit="clip", leave=False)]
+    return [report(source, form) for source in tqdm(first, desc="reading clips", unit="clip", leave=False)]
 
 
-def report(source: Source, options: ClipOptions) -> Report:
+def report(source: Source, form: ClipFormat) -> ClipReport:
     try:
         with opened(source) as clip:
-            return replace(inspect(clip, options), source=source)
+            return replace(inspect(clip, form), source=source)
     except ClipError as error:
-        return Report(source, str(error))
+        return ClipReport(source, str(error))

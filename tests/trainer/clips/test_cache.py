@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from stillmotion.trainer.clips import cache
-from stillmotion.trainer.clips.cache import cached, caption_embedding, clip_latents, fingerprint, training_window
+from stillmotion.trainer.clips.cache import cached, caption_embedding, clip_latents, training_window, weights_hash
 from stillmotion.trainer.clips.find import Source, decode
 
-OPTIONS = SimpleNamespace(fps=8, size=(32, 16))
+FPS, SIZE = 8, (32, 16)
 
 
 class Counting:
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_latents_are_those_of_every_frame_whole_and_scaled_to_cover(tmp_path, source, base):
-    latents = clip_latents(source, OPTIONS, base, tmp_path / "cache", Counting().frames)
+    latents = clip_latents(source, FPS, SIZE, base.vae, tmp_path / "cache", Counting().frames)
     frames = decode(source, 8, size=(32, 16)).frames
     assert latents.shape == (20, 4, frames.shape[1] // 8, frames.shape[2] // 8)
     whole = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
@@ -84,46 +84,46 @@ def test_latents_are_those_of_every_frame_whole_and_scaled_to_cover(tmp_path, so
 
 def test_latents_are_encoded_once_whatever_the_name(tmp_path, source, base):
     encoder = Counting()
-    first = clip_latents(source, OPTIONS, base, tmp_path / "cache", encoder.frames)
+    first = clip_latents(source, FPS, SIZE, base.vae, tmp_path / "cache", encoder.frames)
     moved = Source(source.path.rename(tmp_path / "other.webp"), "other.webp", "a dog")
-    assert torch.equal(clip_latents(moved, OPTIONS, base, tmp_path / "cache", encoder.frames), first)
+    assert torch.equal(clip_latents(moved, FPS, SIZE, base.vae, tmp_path / "cache", encoder.frames), first)
     assert torch.equal(
-        clip_latents(moved, OPTIONS, base, tmp_path / "cache", encoder.frames, fingerprint(base.vae)), first
+        clip_latents(moved, FPS, SIZE, base.vae, tmp_path / "cache", encoder.frames, weights_hash(base.vae)), first
     )
     assert encoder.asked == 20
 
 
-def bigger(options, source, base):
-    return SimpleNamespace(fps=8, size=(48, 24)), source, base
+def bigger(fps, size, source, base):
+    return fps, (48, 24), source, base
 
 
-def slower(options, source, base):
-    return SimpleNamespace(fps=4, size=(32, 16)), source, base
+def slower(fps, size, source, base):
+    return 4, size, source, base
 
 
-def another_vae(options, source, base):
+def another_vae(fps, size, source, base):
     base.vae.weight.data[0, 0, 0, 0] += 1e-6
-    return options, source, base
+    return fps, size, source, base
 
 
-def half_precision(options, source, base):
-    return options, source, SimpleNamespace(vae=torch.nn.Conv2d(3, 4, 1).bfloat16())
+def half_precision(fps, size, source, base):
+    return fps, size, source, SimpleNamespace(vae=torch.nn.Conv2d(3, 4, 1).bfloat16())
 
 
-def other_bytes(options, source, base):
+def other_bytes(fps, size, source, base):
     image = Image.open(source.path)
     frames = [frame.copy() for frame in map(lambda n: image.seek(n) or image, range(19))]
     frames[0].save(source.path, save_all=True, append_images=frames[1:], duration=125, lossless=True)
-    return options, source, base
+    return fps, size, source, base
 
 
 @pytest.mark.parametrize("change", [bigger, slower, another_vae, half_precision, other_bytes])
 def test_what_changes_the_latents_changes_the_file(tmp_path, source, base, change):
     encoder = Counting()
-    clip_latents(source, OPTIONS, base, tmp_path / "cache", encoder.frames)
+    clip_latents(source, FPS, SIZE, base.vae, tmp_path / "cache", encoder.frames)
     asked = encoder.asked
-    options, source, base = change(OPTIONS, source, base)
-    clip_latents(source, options, base, tmp_path / "cache", encoder.frames)
+    fps, size, source, base = change(FPS, SIZE, source, base)
+    clip_latents(source, fps, size, base.vae, tmp_path / "cache", encoder.frames)
     assert encoder.asked > asked
     assert len(list((tmp_path / "cache").iterdir())) == 2
 

@@ -8,7 +8,7 @@ import clip_sets
 import pytest
 from stillmotion.trainer.clips.decoding import ClipError
 from stillmotion.trainer.clips.find import find_clips
-from stillmotion.trainer.clips.shards import fingerprint, shards_of
+from stillmotion.trainer.clips.shards import set_hash, shards_of
 
 
 def test_a_folder_has_the_clips_that_find_clips_knows(tmp_path):
@@ -101,12 +101,12 @@ def test_what_holds_no_clips_is_an_error(tmp_path):
 
 def test_the_fingerprint_tells_sets_apart(tmp_path):
     makes = (clip_sets.one_tar, clip_sets.one_table, clip_sets.nested_folder)
-    first = [fingerprint(make(tmp_path)) for make in makes]
-    assert first == [fingerprint(make(tmp_path)) for make in makes] and len(set(first)) == 3
+    first = [set_hash(make(tmp_path)) for make in makes]
+    assert first == [set_hash(make(tmp_path)) for make in makes] and len(set(first)) == 3
     clip_sets.write_tar(tmp_path / "one.tar", clip_sets.samples_in_tar(range(24)))
     (tmp_path / "clips.jsonl").write_text((tmp_path / "clips.jsonl").read_text().replace('"22"', '"23"'))
     (tmp_path / "nested/0/0.mp4").rename(tmp_path / "nested/1/0.mp4")
-    changed = [fingerprint(shards_of(tmp_path / name)) for name in ("one.tar", "clips.jsonl", "nested")]
+    changed = [set_hash(shards_of(tmp_path / name)) for name in ("one.tar", "clips.jsonl", "nested")]
     assert not set(first) & set(changed)
 
 

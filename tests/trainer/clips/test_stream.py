@@ -8,10 +8,10 @@ import clip_sets
 import pytest
 import torch
 from stillmotion.trainer.clips.batches import TrainingClip
+from stillmotion.trainer.clips.find import ClipFormat
 from stillmotion.trainer.clips.inspect import table, usable_clips
 from stillmotion.trainer.clips.shards import shards_of
 from stillmotion.trainer.clips.stream import ClipStream, first_usable, peek, shuffled
-from stillmotion.trainer.options import ClipOptions
 
 
 def names_of_epoch(shards, epoch=0, **options):
@@ -246,7 +246,7 @@ def test_clips_that_are_held_out_are_the_first_that_can_be_used_for_every_proces
 
 
 def test_a_peek_reports_the_first_samples(tmp_path, clip_bytes, temporary):
-    options = ClipOptions(videos=tmp_path, size=clip_sets.SIZE, frames=8)
+    options = ClipFormat(8, 8, clip_sets.SIZE)
     shards = mixed_tar(tmp_path, clip_bytes)
     reports = peek(shards, 4, options)
     assert [report.source.name.split("/")[1] for report in reports] == [

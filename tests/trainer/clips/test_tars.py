@@ -9,9 +9,9 @@ import clip_sets
 import pytest
 import webdataset
 from stillmotion.trainer.clips.decoding import ClipError
+from stillmotion.trainer.clips.find import ClipFormat
 from stillmotion.trainer.clips.shards import opened, shards_of
 from stillmotion.trainer.clips.stream import peek
-from stillmotion.trainer.options import ClipOptions
 
 
 def test_a_large_tar_file_is_never_held_in_memory(tmp_path):
@@ -83,7 +83,7 @@ def test_pickles_in_a_tar_file_are_never_opened(tmp_path, clip_bytes):
     )
     found = clip_sets.sources_in(tmp_path / "a.tar")
     assert "no clip in it" in found["a.tar/b"] and ".json is not" in found["a.tar/c.mp4"]
-    peek(shards, 3, ClipOptions(videos=tmp_path, size=clip_sets.SIZE, frames=8))
+    peek(shards, 3, ClipFormat(8, 8, clip_sets.SIZE))
     assert not mark.exists()
 
 

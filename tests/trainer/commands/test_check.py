@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from stillmotion.trainer.cli import main
+from stillmotion.trainer.clips.find import ClipFormat, find_clips
 from stillmotion.trainer.clips.inspect import inspect_clips, table, usable_clips
 from stillmotion.trainer.commands.check import size_of_run
-from stillmotion.trainer.options import ClipOptions
 
+FORM = ClipFormat(8, 8, (32, 16))
 SMALL = ("--size", "32x16", "--frames", "8")
 
 
@@ -37,7 +38,7 @@ def spoil(folder, write_video):
 
 
 def reports_of(folder):
-    reports = inspect_clips(ClipOptions(videos=folder, size=(32, 16), frames=8))
+    reports = inspect_clips(find_clips(folder), FORM)
     return {report.source.name: report for report in reports}
 
 
@@ -93,7 +94,7 @@ def test_the_table_has_a_line_for_each_clip(folder, write_video):
 
 def test_the_size_of_the_run_counts_what_can_be_used(folder, write_video):
     spoil(folder, write_video)
-    size = size_of_run(list(reports_of(folder).values()), ClipOptions(videos=folder, size=(32, 16), frames=8))
+    size = size_of_run(list(reports_of(folder).values()), FORM)
     clips, shown = size.splitlines()
     assert clips == "2 clips, 32 frames at 8 fps: 18 windows of 8 frames of 32x16, in latents 8 x 4 x 2 x 4"
     assert shown == "fewshot's 2000 steps of one clip each show a clip 1000 times"
