@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -29,9 +29,16 @@ from pydantic_core import ErrorDetails
 
 
 class Options(BaseModel):
-    """Base of every command's options; the docstring of a subclass is the command's help."""
+    """Base of every command's options; the docstring of a subclass is the command's help.
+
+    `group`: title under which `--help` shows the options that a class declares first. `renamed`: former names of
+    options, which are still read.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    group: ClassVar[str] = "options"
+    renamed: ClassVar[dict[str, str]] = {}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -57,6 +64,9 @@ def parse_size(value):
 def format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
+
+GROUPS = "options", "data", "model", "optimization", "memory", "evaluation", "runtime"
+"""In the order in which `--help` shows them."""
 
 SIZE = BeforeValidator(parse_size)
 Size = Annotated[tuple[PositiveInt, PositiveInt], SIZE, PlainSerializer(format_size, when_used="json")]
@@ -97,16 +107,37 @@ def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
     """One flag for each field. Values stay text: pydantic alone decides what they mean and whether they are allowed."""
     parser = Parser(
         prog=prog,
+        usage=f"{prog} [options]",
         description=inspect.getdoc(kind),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, field in kind.model_fields.items():
-        parser.add_argument(flag_of(name), help=help_of(field).replace("%", "%%"), **form_of(field))
+    for title, names in groups_of(kind).items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            field = kind.model_fields[name]
+            group.add_argument(flag_of(name), help=help_of(field).replace("%", "%%"), **form_of(field))
+    for old, name in former_names(kind).items():
+        form = form_of(kind.model_fields[name])
+        parser.add_argument(flag_of(old), dest=name, help=argparse.SUPPRESS, **form)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these options; flags win over it")
     parser.add_argument("--traceback", action="store_true", help="on an error, show where in the code it arose")
     return parser
+
+
+def groups_of(kind: type[Options]) -> dict[str, list[str]]:
+    """Names of the options by the group of the class that declares them first, required ones in front."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(kind.model_fields, key=lambda name: not kind.model_fields[name].is_required()):
+        first = next(c for c in reversed(kind.__mro__) if name in c.__dict__.get("__annotations__", {}))
+        groups.setdefault(first.group, []).append(name)
+    return dict(sorted(groups.items(), key=lambda group: GROUPS.index(group[0])))
+
+
+def former_names(kind: type[Options]) -> dict[str, str]:
+    """Former names of a command's options, with the present ones."""
+    return {old: name for c in kind.__mro__ if issubclass(c, Options) for old, name in c.renamed.items()}
 
 
 class Parser(argparse.ArgumentParser):
@@ -180,9 +211,13 @@ def read_file(path: Path, kind: type[Options]) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # not TOML, or not text
         raise ValueError(f"--config {path} is not a TOML file: {error}") from error
-    for name in values.keys() - kind.model_fields.keys():
+    former = former_names(kind)
+    for name in values.keys() - kind.model_fields.keys() - former.keys():
         raise ValueError(f"{path}: there is no option {name}{suggestion(name, kind.model_fields)}")
-    return values
+    for old in former.keys() & values.keys():
+        if former[old] in values:
+            raise ValueError(f"{path} has {old} and {former[old]}, which are one option: leave {old} out")
+    return {former.get(name, name): value for name, value in values.items()}
 
 
 def refuse_unknown_flags(unknown: list[str], kind: type[Options]):

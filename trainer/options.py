@@ -1,7 +1,11 @@
-"""The options of every command. Imports pydantic only, so that `--help` answers at once."""
+"""The options of every command. Imports pydantic only, so that `--help` answers at once.
+
+`--help` shows an option in the group of the class that first declares it. A description says when an option acts,
+where it does not always.
+"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,12 +14,18 @@ from .config import Options, Size
 LARGEST_SEED = 2**63 - 1  # torch takes twice that, and what is drawn for one seed may use others near it
 LARGEST_SIDE = 2048  # pixels, four times what SD1.5 was made for; more would fill the memory before a clip is read
 
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everything that is random")]
+
 
 class ClipOptions(Options):
     """What the commands that read clips share."""
 
+    group: ClassVar[str] = "data"
+
     videos: Annotated[Path, Field(description="folder with the clips: videos, GIFs, folders of numbered pictures")]
-    caption: Annotated[str | None, Field(description="one caption for all clips, instead of those beside them")] = None
+    caption: Annotated[str | None, Field(description="one caption for all clips, instead of the files beside them")] = (
+        None
+    )
     fps: Annotated[float, Field(ge=1, le=120, description="frames a second that are taken from each clip")] = 8
     frames: Annotated[int, Field(ge=2, le=256, description="frames of a training clip")] = 16
     size: Annotated[Size, Field(description="width x height in pixels, scaled and cropped to")] = (512, 320)
@@ -44,7 +54,7 @@ class DemoOptions(Options):
     base: Annotated[Path | None, Field(description="a base made before by `toy`; none: one is made now")] = None
     base_steps: Annotated[int, Field(ge=0, description="training steps of that base")] = 2000
     steps: Annotated[int, Field(ge=1, description="training steps of the motion")] = 1600
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everything")] = 0
+    seed: Seed = 0
 
 
 class ToyOptions(Options):
@@ -60,7 +70,7 @@ class ToyOptions(Options):
     )
     batch_size: Annotated[int, Field(ge=1, description="pictures in a training step of the U-Net")] = 16
     learning_rate: Annotated[float, Field(gt=0, description="highest learning rate of the U-Net")] = 3e-4
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of the weights and of everything drawn")] = 0
+    seed: Seed = 0
 
 
 class CheckOptions(ClipOptions):
@@ -69,81 +79,134 @@ class CheckOptions(ClipOptions):
     output: Annotated[Path, Field(description="folder for the contact sheet")] = Path("check")
 
 
-class TrainOptions(ClipOptions):
-    """What the commands that train share."""
+class BaseOptions(Options):
+    group: ClassVar[str] = "model"
 
     base: Annotated[Path, Field(description="SD1.5-family model: a diffusers folder, a .safetensors or .ckpt file")]
-    output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
-        "runs/motion"
-    )
-    resume: Annotated[bool, Field(description="go on from the last save in the output folder")] = False
 
-    steps: Annotated[int, Field(ge=1, description="optimiser steps")]
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="highest rate of AdamW")] = 1e-4
-    warm_up: Annotated[int, Field(ge=0, description="steps of rising rate, at most half of all; then it falls")] = 100
-    batch_size: Annotated[int, Field(ge=1, description="clips computed at once, for each process")] = 1
-    accumulation: Annotated[int, Field(ge=1, description="batches before each update")] = 1
-    seed: Annotated[
-        int, Field(ge=0, le=LARGEST_SEED, description="seed of the weights, the order, the noise and the samples")
+
+class OptimizationOptions(Options):
+    group: ClassVar[str] = "optimization"
+
+    steps: Annotated[int, Field(ge=1, description="optimizer steps")]
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="highest learning rate of AdamW")] = 1e-4
+    final_learning_rate: Annotated[
+        float, Field(ge=0, le=1, description="learning rate of the last step, which linear decay leads to")
     ] = 0
-
-    caption_dropout: Annotated[float, Field(ge=0, le=1, description="share of clips seen without their caption")] = 0.1
+    warm_up: Annotated[
+        int, Field(ge=0, description="steps of linear warm-up, at most half of the run; linear decay follows")
+    ] = 100
+    batch_size: Annotated[int, Field(ge=1, description="clips of a micro-batch on each GPU")] = 1
+    accumulation: Annotated[
+        int,
+        Field(ge=1, description="gradient-accumulation steps; effective batch size: this x batch size x processes"),
+    ] = 1
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="seed of weights, data order, noise and previews")
+    ] = 0
+    caption_dropout: Annotated[
+        float, Field(ge=0, le=1, description="share of clips that are seen with an empty prompt, for CFG")
+    ] = 0.1
     weighting: Annotated[
         Literal["uniform", "velocity"],
-        Field(description="what a timestep counts: all alike as in the paper, or as in v-prediction: noisy ones more"),
+        Field(description="loss weight of a timestep: uniform ε-MSE, or equivalent to v-MSE (1/ᾱ, at most 20)"),
     ] = "uniform"
-    ema: Annotated[
-        float | None,
-        Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),
-    ]
+    ema: Annotated[float | None, Field(ge=0, lt=1, description="EMA decay; EMA weights are exported; none: no EMA")]
+
+    @model_validator(mode="after")
+    def rate_falls(self):
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"--final-learning-rate is {self.final_learning_rate:g}, above --learning-rate, {self.learning_rate:g}"
+            )
+        return self
+
+
+class MemoryOptions(Options):
+    group: ClassVar[str] = "memory"
 
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        Field(description="auto: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU"),
+        Field(description="mixed precision; auto: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU"),
     ] = "auto"
     checkpointing: Annotated[
-        bool, Field(description="compute layers again in the backward pass: far less memory, a third more time")
+        bool,
+        Field(
+            description="gradient checkpointing: compute layers again in the backward pass; far less VRAM, 1.3 x time"
+        ),
     ] = True
     eight_bit: Annotated[bool, Field(description="8-bit AdamW; needs bitsandbytes")] = False
-    deterministic: Annotated[
-        bool,
-        Field(description="on a GPU: slower kernels whose sums have one order, so that a resume is exact to the bit"),
-    ] = False
 
-    held_out: Annotated[int, Field(ge=0, description="clips kept from training, to measure the loss on")] = 0
-    held_out_every: Annotated[int, Field(ge=1, description="steps between measurements with fixed noise")] = 100
-    save_every: Annotated[int, Field(ge=1, description="steps between saves")] = 250
-    keep: Annotated[int, Field(ge=1, description="saves that are kept")] = 3
+
+class EvaluationOptions(Options):
+    group: ClassVar[str] = "evaluation"
+
+    held_out: Annotated[int, Field(ge=0, description="clips kept from training, for the held-out loss")] = 0
+    held_out_every: Annotated[int, Field(ge=1, description="steps between held-out losses, with fixed noise")] = 100
     preview_every: Annotated[int | None, Field(ge=1, description="steps between previews; or none")] = 250
-    preview_caption: Annotated[str | None, Field(description="caption of the previews; none: the first clip's")] = None
-    preview_steps: Annotated[int, Field(ge=1, le=1000, description="DDIM steps of a preview")] = 25
-    guidance: Annotated[float, Field(ge=1, le=50, description="classifier-free guidance of a preview")] = 7.5
-    cache: Annotated[Path, Field(description="folder of encoded clips and captions, for all runs")] = Path("runs/cache")
+    preview_caption: Annotated[str | None, Field(description="prompt of the previews; none: the first caption")] = None
+    preview_steps: Annotated[int, Field(ge=1, le=1000, description="DDIM steps of previews and workflow")] = 25
+    guidance: Annotated[float, Field(ge=1, le=50, description="CFG scale of previews and workflow")] = 7.5
+    guidance_early: Annotated[
+        float | None, Field(ge=1, le=50, description="CFG scale in the first 30 % of the schedule; none: the same")
+    ] = None
+    mitigation: Annotated[
+        float, Field(ge=0, le=200, description="alpha of mitigating gradients in previews and workflow; 0: off")
+    ] = 0
+
+
+class RuntimeOptions(Options):
+    group: ClassVar[str] = "runtime"
+
+    output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
+        "runs/motion"
+    )
+    resume: Annotated[bool, Field(description="go on from the last training checkpoint in the output folder")] = False
+    save_every: Annotated[int, Field(ge=1, description="steps between training checkpoints")] = 250
+    keep: Annotated[int, Field(ge=1, description="training checkpoints that are kept")] = 3
+    deterministic: Annotated[
+        bool, Field(description="deterministic kernels on a GPU, slower; --resume is then exact to the bit")
+    ] = False
+    cache: Annotated[Path, Field(description="folder of encoded latents and captions, for all runs")] = Path(
+        "runs/cache"
+    )
+
+
+class TrainOptions(RuntimeOptions, EvaluationOptions, MemoryOptions, OptimizationOptions, BaseOptions, ClipOptions):
+    """What the commands that train share."""
+
+    group: ClassVar[str] = "model"
 
 
 class FewShotOptions(TrainOptions):
     """Learn one motion from a handful of clips.
 
-    Writes one folder: the motion file, a workflow that uses it, options, log, previews and saves. A file called `save`
-    or `save_quit` in that folder does what it says; Ctrl-C saves and stops; --resume goes on.
+    Writes one folder: the motion file, a workflow that uses it, options, log, previews and training checkpoints. A file
+    called `save` or `save_quit` in that folder does what it says; Ctrl-C saves and stops; --resume goes on.
     """
 
-    steps: Annotated[int, Field(ge=1, description="optimiser steps; the paper took up to 16000")] = 2000
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="highest rate of AdamW; the paper's was 3e-5")] = 1e-4
-    ema: Annotated[
-        float | None,
-        Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),
-    ] = 0.995
+    group: ClassVar[str] = "model"
+    renamed: ClassVar[dict[str, str]] = {"memory": "recurrence"}
 
-    queries: Annotated[
-        Literal["lora", "full", "none"], Field(description="what trains of the query projections: a LoRA, all, nothing")
-    ] = "lora"
-    rank: Annotated[int, Field(ge=1, le=320, description="rank of the LoRA on the queries")] = 16
-    memory: Annotated[
+    steps: Annotated[int, Field(ge=1, description="optimizer steps; the paper took up to 16000")] = 2000
+    learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="highest learning rate of AdamW; the paper's was 3e-5")
+    ] = 1e-4
+    ema: Annotated[float | None, Field(ge=0, lt=1, description="EMA decay; EMA weights are exported; none: no EMA")] = (
+        0.995
+    )
+
+    recurrence: Annotated[
         Literal["gated_scan", "paper_rnn", "none"],
-        Field(description="recurrence in the self-attentions: gated and parallel, as printed in the paper, none"),
+        Field(description="recurrence in the self-attentions: gated scan, the paper's RNN as printed, or none"),
     ] = "gated_scan"
+    queries: Annotated[
+        Literal["lora", "full", "none"],
+        Field(description="what trains of the query projections (to_q): LoRA, all, none"),
+    ] = "lora"
+    rank: Annotated[int, Field(ge=1, le=320, description="rank of that LoRA; with --queries lora")] = 16
     frame_attention: Annotated[bool, Field(description="attention over frames in every transformer block")] = True
+    frame_heads: Annotated[int, Field(ge=1, description="its heads; with --frame-attention")] = 8
     temporal_blocks: Annotated[bool, Field(description="AnimateDiff's motion block after every unit as well")] = False
     first_frame: Annotated[
         Literal["noisy", "clean"],
@@ -154,68 +217,98 @@ class FewShotOptions(TrainOptions):
 
     @model_validator(mode="after")
     def trains_something(self):
-        if self.queries == self.memory == "none" and not (self.frame_attention or self.temporal_blocks):
-            raise ValueError("nothing would train: leave one of --queries, --memory, --frame-attention on")
+        if self.queries == self.recurrence == "none" and not (self.frame_attention or self.temporal_blocks):
+            raise ValueError("nothing would train: leave one of --queries, --recurrence, --frame-attention on")
         return self
 
 
-class InflateOptions(TrainOptions):
-    """Make a video model of an image model: learn motion in general from a set of captioned clips of any size.
+class LossOptions(Options):
+    """HARIVO's losses, for any command that trains on clips."""
 
-    The set is a folder of clips, a table of them (.csv, .jsonl), or webdataset shards ("shards/{000..123}.tar"). The
-    image model stays as it is. Writes one folder, as `fewshot` does. Files in trainer/presets fit graphics cards of
-    8, 16, 24 and 80 GB: --config trainer/presets/inflate-24gb.toml.
-    """
+    group: ClassVar[str] = "optimization"
 
-    videos: Annotated[Path, Field(description="folder of clips, table of them (.csv, .jsonl), or tar shards")]
-    output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
-        "runs/video"
-    )
-    size: Annotated[Size, Field(description="width x height in pixels, scaled and cropped to")] = (256, 256)
-    steps: Annotated[int, Field(ge=1, description="optimiser steps")] = 20000
-    warm_up: Annotated[int, Field(ge=0, description="steps of rising rate, at most half of all; then it falls")] = 1000
-    ema: Annotated[
-        float | None,
-        Field(ge=0, lt=1, description="decay of the running mean of the weights, which is exported; or none"),
-    ] = 0.9999
-    held_out_every: Annotated[int, Field(ge=1, description="steps between measurements with fixed noise")] = 500
-    save_every: Annotated[int, Field(ge=1, description="steps between saves")] = 1000
-    preview_every: Annotated[int | None, Field(ge=1, description="steps between previews; or none")] = 1000
+    regularisation: Annotated[float, Field(ge=0, description="loss weight of HARIVO's L_reg; the paper's is 0.1")] = 0
+    regularise_every: Annotated[
+        int, Field(ge=1, description="steps from one with L_reg to the next; with --regularisation")
+    ] = 1
+    detach_image: Annotated[
+        bool, Field(description="L_reg without its gradient through the image model; with --regularisation")
+    ] = False
+    trs: Annotated[
+        float, Field(ge=0, description="loss weight of temporal regularised self-attention; the paper's is 0.1")
+    ] = 0
+    trs_reduction: Annotated[
+        Literal["row_l1", "sum"], Field(description="normalised by size, or summed up as printed; with --trs")
+    ] = "row_l1"
+    contrastive: Annotated[
+        float, Field(ge=0, description="loss weight of the decoupled contrastive loss; the paper's is 0.1")
+    ] = 0
+    queue: Annotated[int, Field(ge=32, description="negatives in its queue; with --contrastive")] = 1024
+    ramp: Annotated[
+        int, Field(ge=0, description="steps in which the weights of --trs and --contrastive rise from 0")
+    ] = 1000
+
+
+TemporalKind = Literal["attention", "convolution", "factorised", "transformer", "stacked"]
+
+
+class InflationOptions(Options):
+    """What is added to the image model; `none` everywhere means: as the preset has it."""
+
+    group: ClassVar[str] = "model"
+    renamed: ClassVar[dict[str, str]] = {"warm_start": "init"}
 
     preset: Annotated[
         Literal["animatediff", "lumiere", "harivo", "lumiere-harivo", "higen"],
-        Field(description="what is added to the image model: whose blocks over time, with what around them"),
+        Field(
+            description="whose architecture; harivo sets the paper's losses, schedules, frames, fps and sampling too"
+        ),
     ] = "lumiere"
-    halve: Annotated[
-        tuple[int, ...] | None,
-        Field(description="levels after which frames are halved, 0 the finest; or nowhere; none: as the preset has it"),
-    ] = None
-    narrow: Annotated[bool, Field(description="Lumiere's convolution blocks at half the width inside")] = False
-    mapping: Annotated[bool | None, Field(description="HARIVO's mapping network; none: as the preset has it")] = None
-    tokens: Annotated[bool | None, Field(description="HARIVO's frame-wise tokens; none: as the preset has it")] = None
-    warm_start: Annotated[
+    init: Annotated[
         Path | None,
-        Field(description="motion file, AnimateDiff module or MotionAdapter folder to begin with; or none"),
+        Field(description="motion file, AnimateDiff module or MotionAdapter folder to start from; or none"),
     ] = None
     schedule: Annotated[
         Literal["scaled_linear", "linear"],
         Field(description="noise schedule: the image model's own, or the noisier one of AnimateDiff and HARIVO"),
     ] = "scaled_linear"
-
-    regularisation: Annotated[float, Field(ge=0, description="weight of HARIVO's L_reg; the paper's is 0.1")] = 0
-    regularise_every: Annotated[int, Field(ge=1, description="steps from one with L_reg to the next one")] = 1
-    detach_image: Annotated[bool, Field(description="L_reg without its gradient through the image model")] = False
-    trs: Annotated[
-        float, Field(ge=0, description="weight of temporally regularised self-attention; the paper's is 0.1")
-    ] = 0
-    trs_reduction: Annotated[
-        Literal["row_l1", "sum"], Field(description="normalised by size, or summed up as printed")
-    ] = "row_l1"
-    contrastive: Annotated[
-        float, Field(ge=0, description="weight of the decoupled contrastive loss; the paper's is 0.1")
-    ] = 0
-    queue: Annotated[int, Field(ge=32, description="frames of earlier steps that it compares with")] = 1024
-    ramp: Annotated[int, Field(ge=0, description="steps in which the weights of these two rise from 0")] = 1000
+    halve: Annotated[
+        tuple[int, ...] | None,
+        Field(description="U-Net levels with temporal downsampling, 0 the finest; or nowhere; none: the preset's"),
+    ] = None
+    blocks: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            description="temporal blocks of each level, finest first, or of all: kinds joined by +; none: the preset's"
+        ),
+    ] = None
+    middle: Annotated[bool | None, Field(description="blocks in the middle of the U-Net; none: the preset's")] = None
+    heads: Annotated[int | None, Field(ge=1, description="heads of attention blocks; none: the preset's")] = None
+    positional: Annotated[bool | None, Field(description="frame positions in attention blocks; none: the preset's")] = (
+        None
+    )
+    norm_scope: Annotated[
+        Literal["frame", "clip"] | None,
+        Field(description="GroupNorm statistics of temporal blocks, over a frame or a clip; none: the preset's"),
+    ] = None
+    layers: Annotated[
+        int | None, Field(ge=1, le=16, description="layers of Lumiere's attention block; none: the preset's")
+    ] = None
+    narrow: Annotated[
+        bool | None, Field(description="Lumiere's convolution blocks at half of their width; none: the preset's")
+    ] = None
+    mapping: Annotated[bool | None, Field(description="HARIVO's mapping network; none: the preset's")] = None
+    mapping_kernel: Annotated[
+        Literal[1, 3] | None, Field(description="kernel of its convolutions over pixels; with --mapping; none: 1")
+    ] = None
+    tokens: Annotated[bool | None, Field(description="HARIVO's frame-wise tokens; none: the preset's")] = None
+    token_count: Annotated[
+        int | None, Field(ge=1, le=64, description="tokens of each frame; with --tokens; none: 3")
+    ] = None
+    token_gate: Annotated[
+        Literal["neutral", "paper"] | None,
+        Field(description="tokens start at a tenth of a prompt token's weight, or at all of it; none: neutral"),
+    ] = None
 
     @field_validator("halve", mode="before")
     @classmethod
@@ -223,6 +316,58 @@ class InflateOptions(TrainOptions):
         if halve in ("nowhere", ["nowhere"]):  # a list is what the flag makes of a word
             return ()
         return None if halve == ["none"] else halve
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def blocks_in_words(cls, blocks):
+        return None if blocks == ["none"] else [blocks] if isinstance(blocks, str) else blocks
+
+
+HARIVO_LOSSES: dict[str, Any] = {"regularisation": 0.1, "trs": 0.1, "contrastive": 0.1, "ramp": 1000}
+HARIVO_SAMPLING: dict[str, Any] = {"guidance_early": 12, "guidance": 7.5, "mitigation": 40}
+HARIVO: dict[str, Any] = {
+    **HARIVO_LOSSES,
+    **HARIVO_SAMPLING,
+    **{"frames": 24, "fps": 6, "learning_rate": 1e-4, "final_learning_rate": 1e-5, "schedule": "linear"},
+}
+"""How HARIVO trains and samples (Kwon et al. 2024, arXiv 2410.07763)."""
+
+
+class InflateOptions(LossOptions, InflationOptions, TrainOptions):
+    """Make a video model of an image model: learn motion in general from a set of captioned clips of any size.
+
+    The set is a folder of clips, a table of them (.csv, .jsonl), or webdataset shards ("shards/{000..123}.tar"). The
+    image model stays as it is. Writes one folder, as `fewshot` does. Files in trainer/presets fit GPUs of 8, 16, 24 and
+    80 GB: --config trainer/presets/inflate-24gb.toml.
+    """
+
+    group: ClassVar[str] = "model"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "harivo": HARIVO,
+        "lumiere-harivo": {**HARIVO_LOSSES, **HARIVO_SAMPLING},
+    }
+
+    videos: Annotated[Path, Field(description="folder of clips, table of them (.csv, .jsonl), or tar shards")]
+    output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
+        "runs/video"
+    )
+    size: Annotated[Size, Field(description="width x height in pixels, scaled and cropped to")] = (256, 256)
+    steps: Annotated[int, Field(ge=1, description="optimizer steps")] = 20000
+    warm_up: Annotated[
+        int, Field(ge=0, description="steps of linear warm-up, at most half of the run; linear decay follows")
+    ] = 1000
+    ema: Annotated[float | None, Field(ge=0, lt=1, description="EMA decay; EMA weights are exported; none: no EMA")] = (
+        0.9999
+    )
+    held_out_every: Annotated[int, Field(ge=1, description="steps between held-out losses, with fixed noise")] = 500
+    save_every: Annotated[int, Field(ge=1, description="steps between training checkpoints")] = 1000
+    preview_every: Annotated[int | None, Field(ge=1, description="steps between previews; or none")] = 1000
+
+    @model_validator(mode="before")
+    @classmethod
+    def preset_gives_defaults(cls, values):
+        """A preset's numbers stand where nothing else was said."""
+        return {**cls.presets.get(values.get("preset"), {}), **values} if isinstance(values, dict) else values
 
 
 class ConvertOptions(Options):

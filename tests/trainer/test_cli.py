@@ -189,7 +189,7 @@ def command(monkeypatch, tmp_path):
     """Makes the command `learn` fail with a given error, and returns the exit code."""
 
     def run(error, *arguments):
-        (module := type(sys)("stillmotion.trainer.learn")).learn = raising(error)
+        (module := type(sys)("stillmotion.trainer.commands.learn")).learn = raising(error)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(cli.COMMANDS, "learn", cli.Command(Learn, "learn", "learn"))
         return cli.main(["learn", "--videos", "a", *arguments])

@@ -12,17 +12,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...networks.formats import animatediff, motion_adapter
-from ...networks.formats.files import (
-    ADAPTER_CONFIG,
-    ADAPTER_TENSORS,
-    explained,
-    read_any_motion_file,
-    read_motion_adapter,
-)
+from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS
 from ...networks.formats.modules import Format
 from ...networks.formats.motion_lora import merged
 from ...networks.motion_file import MotionInfo, check_finite
-from ..base.ldm_checkpoint import read_tensors
+from ..base.motion_module import described, read_motion_module, read_pickled
 from ..options import ConvertOptions
 from ..run.checkpoints import replacing, same, write_durably
 from ..run.export import library_versions, write_and_open
@@ -32,7 +26,7 @@ log = logging.getLogger("stillmotion")
 
 def convert(options: ConvertOptions) -> None:
     """Reads, merges and writes; every file is read back before it is called done."""
-    info, tensors = read_input(options.input)
+    info, tensors = read_motion_module(options.input)
     log.info("%s: %s", options.input, described(info))
     if said := animatediff.remark(info):
         log.warning("It makes clips that are like AnimateDiff's, not the same: %s.", said)
@@ -44,32 +38,6 @@ def convert(options: ConvertOptions) -> None:
     else:
         export(options, info, tensors)
     log.info("%s is written", options.output)
-
-
-def read_input(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """Raises FileNotFoundError, ValueError: each kind of damage or mismatch in its own sentence."""
-    if path.is_dir():
-        return read_motion_adapter(path)
-    if path.suffix == ".safetensors":
-        return read_any_motion_file(path)
-    return explained(path, read_pickled(path))
-
-
-def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of any file; a pickled one is opened by torch's reader for tensors only."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        return read_tensors(path)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def described(info: MotionInfo) -> str:
-    kind = info.options.get("format", "motion file")
-    parts = ", ".join(info.config.to_json()) or "nothing"
-    widths = ", ".join(str(level.width) for level in info.structure.levels)
-    return f"{kind} with {parts}, for a U-Net of {widths} channels ({info.family}), noise schedule {info.schedule}"
 
 
 def with_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
@@ -92,7 +60,7 @@ def export(options: ConvertOptions, info: MotionInfo, tensors: Mapping[str, Tens
             write_adapter(options.output, *motion_adapter.to_motion_adapter(info, tensors))
     except ValueError as error:
         raise ValueError(f"{options.input} cannot be written for {options.to}: {error}") from error
-    found, read = read_input(options.output)
+    found, read = read_motion_module(options.output)
     assert same(read, dict(tensors)), f"{options.output} reads back differently"
     warn_of_differences(info, found, form)
 

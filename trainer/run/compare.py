@@ -17,7 +17,7 @@ from ..base.host import InflatedUNet, structure_of
 from ..base.load import Base, encode_captions
 from ..show.pictures import motion_amount
 from .previews import decode_clip
-from .sample import sample_clip, starting_noise
+from .sample import Sampling, sample_clip, starting_noise
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,13 @@ def sample_with(
     frames: int,
     size: tuple[int, int],
     seed: int = 0,
-    steps: int = 25,
     guidance: float = 7.5,
 ) -> Sample:
-    """One clip of `size` (width, height) in pixels; the same seed is the same noise with every motion file."""
+    """Sample one clip of `size` (width, height) in pixels; the same seed is the same noise with every motion file."""
     device = base.unet.device
     text, no_caption = encode_captions(base, [caption, ""]).to(device)
     noise = starting_noise(seed, frames, (size[0] // 8, size[1] // 8)).to(device)
     schedule = "scaled_linear" if motion is None else read_motion_info(motion).schedule
-    sampling = {"steps": steps, "guidance": guidance, "schedule": schedule}
-    latents = sample_clip(load_motion(base, motion), text, no_caption, noise, **sampling)
+    how = Sampling(guidance=guidance, schedule=schedule)
+    latents = sample_clip(load_motion(base, motion), text, no_caption, noise, how)
     return Sample(name, latents, decode_clip(base.vae, latents))

@@ -11,8 +11,9 @@ import torch
 
 from ...networks.motion_file import MotionInfo
 from ...samplers.factors import mean_frame_difference
+from ...samplers.mitigating_gradient import Mitigation
 from ..base.load import Autoencoder
-from ..clips.batches import TrainingClip
+from ..clips.batches import NoiseSchedule, TrainingClip
 from ..options import TrainOptions
 from .checkpoints import keep_latest, save_state, saved_states, state_of
 from .export import averaged_weights, exported_weights, write_and_open
@@ -20,6 +21,7 @@ from .held_out import fixed_noise_loss
 from .loop import Report, Training
 from .previews import Preview, decode_clip, sample_preview, write_preview
 from .runlog import RunLog
+from .sample import Sampling
 
 log = logging.getLogger("stillmotion")
 
@@ -73,14 +75,14 @@ class Milestones:
 
     def show(self) -> None:
         """Writes a preview and logs how much its frames differ from one another."""
-        latents = sample_preview(self.training, self.preview)
+        latents = sample_preview(self.training, self.preview, sampling_of(self.options, self.training.plan.schedule))
         if not self.training.accelerator.is_main_process:
             return
         step = self.training.step
         self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents))
         label = f"step {step}\n{self.preview.caption}"
         frames = decode_clip(self.vae, latents)
-        write_preview(self.options.output / "previews", f"step-{step:06d}", label, frames, self.preview.fps)
+        write_preview(self.options.output / "previews", f"step-{step:06d}", label, frames, self.options.fps)
 
     def save(self) -> None:
         """Writes the state to resume from and the motion file as it is now, then deletes what is too old."""
@@ -92,6 +94,12 @@ class Milestones:
         write_and_open(folder / f"{self.name}-{step:06d}.safetensors", tensors, self.info)
         keep_latest(folder, ("state-*.pt", f"{self.name}-*.safetensors"), self.options.keep)
         log.info("step %d: saved %s", step, path)
+
+
+def sampling_of(options: TrainOptions, schedule: NoiseSchedule) -> Sampling:
+    """Return how previews are sampled: as the workflow will, that a run writes beside its motion file."""
+    calmed = Mitigation(options.mitigation)
+    return Sampling(options.preview_steps, options.guidance, options.guidance_early, calmed, schedule)
 
 
 def run_name(options: TrainOptions) -> str:

@@ -15,23 +15,20 @@ from ..clips.cache import training_window
 from ..show.pictures import contact_sheet, write_webp
 from .export import averaged_weights
 from .loop import Training
-from .sample import sample_clip, starting_noise
+from .sample import Sampling, sample_clip, starting_noise
 
 
 @dataclass(frozen=True)
 class Preview:
     """What to sample: always the same noise, so that previews of different steps compare.
 
-    `first`: latents of the first frame, (4, height, width), where training gives it clean; None where it is sampled.
+    `text`, `no_caption`: the embedded caption, and the embedded empty one, (tokens, width). `first`: latents of the
+    first frame, (4, height, width), where training gives it clean; None where it is sampled.
     """
 
     caption: str
     text: Tensor
     no_caption: Tensor
-    seed: int
-    steps: int
-    guidance: float
-    fps: float
     first: Tensor | None = None
 
 
@@ -40,20 +37,18 @@ def first_frame_of(clip: TrainingClip, cells: tuple[int, int]) -> Tensor:
     return training_window(clip.latents[:1], 1, cells, torch.Generator())[0]
 
 
-def sample_preview(training: Training, preview: Preview) -> Tensor:
-    """The latents of the preview's clip, with the weights that would be exported now."""
+def sample_preview(training: Training, preview: Preview, how: Sampling) -> Tensor:
+    """Return the latents of the preview's clip, with the weights that would be exported now."""
     accelerator, plan = training.accelerator, training.plan
-    noise = starting_noise(preview.seed, plan.frames, plan.cells).to(accelerator.device)
+    noise = starting_noise(plan.seed, plan.frames, plan.cells).to(accelerator.device)
     with averaged_weights(training), accelerator.autocast():
         return sample_clip(
             training.objective.predict,
             preview.text,
             preview.no_caption,
             noise,
+            how,
             first=preview.first,
-            steps=preview.steps,
-            guidance=preview.guidance,
-            schedule=plan.schedule,
             progress=accelerator.is_main_process,
         )
 

@@ -1,26 +1,25 @@
-"""What the commands that train share: from a base model and an objective to the exported motion file."""
+"""The path that the commands which train share: from an image model, clips and an objective to the motion file."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo
 from ..base.host import InflatedUNet
-from ..base.load import Base, encode_captions, encode_frames
+from ..base.load import Base
 from ..clips.batches import Batch, Plan
-from ..clips.cache import caption_embedding, clip_latents
-from ..clips.cache import fingerprint as weights_of
-from ..clips.find import Source
-from ..clips.inspect import Report, write_sheet
+from ..clips.cache import weights_hash
+from ..clips.inspect import ClipReport, write_sheet
 from ..config import as_toml
 from ..losses.objectives import Denoising
 from ..options import TrainOptions
@@ -30,82 +29,69 @@ from .export import delta_rms, exported_weights, library_versions, report_deltas
 from .loop import BatchSource, Training, backward, start_training, train
 from .milestones import Milestones, free_memory, run_name
 from .optimiser import Schedule
-from .previews import Preview
 from .requests import Requests
 from .runlog import RunLog
+from .session import Session
+from .training_set import TrainingSet
 from .workflow import write_workflow
 
 log = logging.getLogger("stillmotion")
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-MEASURED_WITHOUT_HELD_OUT = 4
-"""So many training clips are measured with fixed noise where none were held out."""
+
+def train_and_export(
+    session: Session,
+    base: Base,
+    clips: TrainingSet,
+    start: Inflation,
+    plan: Plan,
+    objective: Callable[[InflatedUNet, Plan], Denoising],
+) -> None:
+    """Train an inflation on a set of clips, to the last step or to a request to stop, and export it.
+
+    Args:
+        start: the inflation before the first step.
+        objective: makes what is minimised of the network and the plan.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C stopped it, and all is saved.
+        ValueError: it is not the run that it should go on with, does not fit into the GPU, or diverged.
+    """
+    options, accelerator, base_hash = session.options, session.accelerator, weights_hash(base.unet)
+    network = network_for(options, base, copy.deepcopy(start))
+    training = new_training(options, accelerator, objective(network, plan))
+    facts = run_facts(options, accelerator, clips.content, base_hash)
+    if session.save:
+        resume(training, session.save, facts)
+    if training.positions:
+        clips.skip_to(training.positions[accelerator.process_index])
+    if training.step < options.steps:
+        report_estimate(options, training, clips.first_batch(plan, options.batch_size))
+
+    if accelerator.is_main_process:
+        write_record(options, clips.reports)
+    run_log = start_log(options, training, clips.names, clips.held_out)
+    info = motion_info(options, training, clips.captions)
+    milestones = Milestones(training, options, run_log, info, facts, clips.measured, clips.preview, base.vae)
+    run(options, training, clips.batches(plan, options.batch_size), milestones, start, clips.position)
 
 
-def check_objective(options: TrainOptions, base: Base) -> None:
-    """The loss is that of models which predict the noise on Stable Diffusion's own schedule; refuses others."""
-    if (base.schedule, base.prediction) != ("scaled_linear", "epsilon"):
-        raise ValueError(
-            f"{options.base} predicts {base.prediction} on the schedule {base.schedule}; training knows epsilon on"
-            " scaled_linear, as SD1.5 has them"
-        )
-
-
-class Encoder:
-    """Latents of clips and embeddings of captions, from the cache or encoded now, on a device."""
-
-    def __init__(self, options: TrainOptions, base: Base, device: torch.device):
-        self.options, self.base, self.device = options, base, device
-        self.vae_hash, self.text_hash = weights_of(base.vae), weights_of(base.text_encoder)
-
-    def latents_of(self, source: Source) -> Tensor:
-        """All frames of a clip at the run's fps, scaled, (frames, 4, height, width)."""
-
-        def encode(vae, frames: Tensor) -> Tensor:
-            return encode_frames(vae.to(self.device), frames.to(self.device))
-
-        return clip_latents(source, self.options, self.base, self.options.cache, encode, self.vae_hash).float()
-
-    def text_of(self, caption: str) -> Tensor:
-        """(tokens, width)."""
-
-        def encode(base: Base, captions: Sequence[str]) -> Tensor:
-            base.text_encoder.to(self.device)
-            return encode_captions(base, captions)
-
-        return caption_embedding(caption, self.base, self.options.cache, encode, self.text_hash).float()
-
-    def preview(self, caption: str, first: Tensor | None = None) -> Preview:
-        """What previews show: the caption that was asked for, else this one."""
-        options = self.options
-        caption = caption if options.preview_caption is None else options.preview_caption
-        sampling = (options.seed, options.preview_steps, options.guidance, options.fps, first)
-        return Preview(caption, self.text_of(caption), self.text_of(""), *sampling)
-
-    def leave(self) -> None:
-        """Makes room on the device for training; what is not in the cache brings a model back."""
-        self.base.vae.cpu()
-        self.base.text_encoder.cpu()
-
-
-def write_record(options: TrainOptions, reports: Sequence[Report]) -> None:
-    """Clips and options into the run's folder, once nothing refuses them any more: an older run's are replaced."""
+def write_record(options: TrainOptions, reports: list[ClipReport]) -> None:
+    """Write clips and options into the run's folder, once nothing refuses them: an older run's are replaced."""
     options.output.mkdir(parents=True, exist_ok=True)
     write_sheet(reports, options.output / "clips.png")
     (options.output / "options.toml").write_text(as_toml(options), encoding="utf-8")
 
 
-def cells_of(options: TrainOptions) -> tuple[int, int]:
-    return options.size[0] // 8, options.size[1] // 8
-
-
-def plan_of(options: TrainOptions, accelerator: Accelerator, **others) -> Plan:
+def plan_of(session: Session, **others) -> Plan:
+    """Return what decides which numbers a step sees; `others` are its fields that not every command has."""
+    options = session.options
     return Plan(
         seed=options.seed,
         frames=options.frames,
-        cells=cells_of(options),
-        clips_per_step=options.batch_size * options.accumulation * accelerator.num_processes,
+        cells=session.cells,
+        clips_per_step=options.batch_size * options.accumulation * session.accelerator.num_processes,
         crop=options.crop,
         caption_dropout=options.caption_dropout,
         weighting=options.weighting,
@@ -151,7 +137,7 @@ def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, 
     }
 
 
-def go_on(training: Training, save: Path, facts: dict) -> None:
+def resume(training: Training, save: Path, facts: dict) -> None:
     """Puts a run where its save left it. Raises ValueError where it is not the same run."""
     state = read_state(save)
     check_same_facts(save, facts_of(state), facts)

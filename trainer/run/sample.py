@@ -1,8 +1,10 @@
-"""Sampling a clip: DDIM with classifier-free guidance, as the users of a motion file do it."""
+"""Sampling a clip as the users of a motion file do it: DDIM with CFG, its schedule, and mitigating gradients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler
@@ -10,7 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...networks.clip import Clip
+from ...samplers.mitigating_gradient import Mitigation, mitigate_latents
+from ...samplers.schedules import cfg_at, sigma_at, sigmas_of
 from ..clips.batches import NoiseSchedule, generator_for
+
+EARLY = 0.3
+"""Share of the schedule, from its noisy end, that `guidance_early` is for (HARIVO, section on sampling)."""
+
+OFF = Mitigation(alpha=0)
 
 Model = Callable[[Tensor, Tensor, Tensor, Clip], Tensor]
 """Rows, timesteps, text and clip to the prediction of the noise: an `InflatedUNet`, with an inflation or without."""
@@ -33,41 +42,72 @@ def starting_noise(seed: int, frames: int, cells: tuple[int, int]) -> Tensor:
     return torch.randn(frames, 4, cells[1], cells[0], generator=generator_for(seed, "sample"))
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are sampled: DDIM `steps`, CFG, the noise `schedule` that the model was trained on, and `mitigation`.
+
+    `guidance`: CFG scale; 1 leaves out the network without caption. `guidance_early`: the one while more than 70 % of
+    the schedule lie ahead, None: the same (HARIVO: 10 to 15, then 7.5). `mitigation`: how neighbouring frames are
+    pulled together.
+    """
+
+    steps: int = 25
+    guidance: float = 7.5
+    guidance_early: float | None = None
+    mitigation: Mitigation = OFF
+    schedule: NoiseSchedule = "scaled_linear"
+
+    def guidance_at(self, sigma: float, sigmas: Tensor) -> float:
+        """CFG scale at a noise level; `sigmas` are those of all timesteps, rising."""
+        if self.guidance_early is None:
+            return self.guidance
+        return cfg_at(sigma, self.guidance_early, self.guidance, sigma_at(EARLY, sigmas))
+
+
 @torch.no_grad()
 def sample_clip(
     model: Model,
     text: Tensor,
     no_caption: Tensor,
     noise: Tensor,
+    how: Sampling,
     *,
     first: Tensor | None = None,
-    steps: int = 25,
-    guidance: float = 7.5,
-    schedule: NoiseSchedule = "scaled_linear",
     progress: bool = True,
 ) -> Tensor:
-    """The latents of one clip, (frames, 4, height, width), on the device of `noise`.
+    """Return the latents of one clip, (frames, 4, height, width), on the device of `noise`.
 
     Args:
         text, no_caption: embedded caption and embedded empty caption, (tokens, width).
         noise: standard normal, (frames, 4, height, width).
         first: latents of a first frame that is given, (4, height, width): the network sees it clean at every step, as
             training with `first_frame="clean"` does. None: the first frame is sampled like the others.
-        guidance: scale of classifier-free guidance; 1 leaves out the network without caption.
-        schedule: of the noise that the model was trained on.
         progress: show a bar, where there are steps enough for one.
     """
-    frames, scheduler = len(noise), ddim(schedule)
-    scheduler.set_timesteps(steps)
-    captions = [text] if guidance == 1 else [text, no_caption]
+    frames, scheduler = len(noise), ddim(how.schedule)
+    scheduler.set_timesteps(how.steps)
+    sigmas = sigmas_of(scheduler.alphas_cumprod)
+    captions = [text] if how.guidance == 1 and how.guidance_early in (None, 1) else [text, no_caption]
     context = torch.stack(captions).to(noise).repeat_interleave(frames, dim=0)
     x = given(noise, first)
-    hidden = not progress or steps < 5
+    hidden = not progress or how.steps < 5
     for timestep in tqdm(scheduler.timesteps, desc="sampling", unit="step", leave=False, disable=hidden):
-        rows = x.repeat(len(captions), 1, 1, 1)
+        rows, sigma = x.repeat(len(captions), 1, 1, 1), sigmas[timestep].item()
         predicted = model(rows, timestep.to(x.device).expand(len(rows)), context, Clip.of(frames)).float()
-        x = given(scheduler.step(guided(predicted, frames, guidance), timestep, x).prev_sample, first)
+        predicted = guided(predicted, frames, how.guidance_at(sigma, sigmas))
+        if how.mitigation.alpha:
+            predicted = mitigated(predicted, x, sigma, how.mitigation, first)
+        x = given(scheduler.step(predicted, timestep, x).prev_sample, first)
     return x
+
+
+def mitigated(noise: Tensor, x: Tensor, sigma: float, how: Mitigation, first: Tensor | None = None) -> Tensor:
+    """Pull the clean frames of a clip x = √ᾱ z + √(1-ᾱ) ε together, and return the noise that then is in x.
+
+    σ = √((1-ᾱ) / ᾱ). A `first` frame that is given is clean in x itself.
+    """
+    scaled = x * math.sqrt(1 + sigma**2)  # x / √ᾱ = z + σ ε
+    return (scaled - mitigate_latents(given(scaled - sigma * noise, first), sigma, how)) / sigma
 
 
 def given(x: Tensor, first: Tensor | None) -> Tensor:

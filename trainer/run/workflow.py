@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ...networks.motion_file import MotionInfo
+from .sample import EARLY
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "few_shot_motion.json"
 
@@ -28,8 +29,7 @@ def write_workflow(
     nodes["CheckpointLoaderSimple"]["widgets_values"] = [base]
     nodes["StillmotionRecurrentMotionLoRA"]["widgets_values"][0] = motion
     nodes["EmptyLatentImage"]["widgets_values"] = [info.width, info.height, info.frames]
-    sampler = nodes["KSampler"]["widgets_values"]  # seed, what becomes of it, steps, cfg, sampler, scheduler, denoise
-    sampler[2:4] = info.options.get("preview_steps", sampler[2]), info.options.get("guidance", sampler[3])
+    _set_sampler(nodes, info.options)
     nodes["CreateVideo"]["widgets_values"][0] = info.fps
     nodes["SaveAnimatedWEBP"]["widgets_values"][1] = info.fps
     config = info.config
@@ -38,6 +38,23 @@ def write_workflow(
     if base_is_folder:
         _load_folder(nodes["CheckpointLoaderSimple"])
     path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _set_sampler(nodes: dict[str, dict], options: dict) -> None:
+    """Have KSampler sample as the previews did, or put MG Guidance Sampler there, whose first sockets are the same."""
+    node = nodes["KSampler"]
+    seed, after, steps, cfg, *others = node["widgets_values"]
+    steps, cfg = options.get("preview_steps", steps), options.get("guidance", cfg)
+    early, alpha = options.get("guidance_early") or cfg, options.get("mitigation", 0)
+    node["widgets_values"] = [seed, after, steps, cfg, *others]
+    if alpha or early != cfg:
+        limits = [0.5, "one-sided", True, 0.0, 1.0]  # the node's own defaults
+        node["type"] = node["properties"]["Node name for S&R"] = "StillmotionMGGuidanceSampler"
+        node["properties"]["cnr_id"] = "stillmotion"
+        node["widgets_values"] = [seed, after, steps, *others, early, cfg, EARLY, alpha, *limits]
+        node["size"] = [340, 560]
+        for below in ("VAEDecode", "CreateVideo"):
+            nodes[below]["pos"][1] += 270
 
 
 def _load_whole(node: dict, motion: str) -> None:

@@ -1,6 +1,7 @@
 """The whole `demo` command on a base of the smallest size."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def demo(tmp_path, monkeypatch):
     torch.manual_seed(0)
     tiny.write_base(tmp_path / "base")
     of_full_length = compare.sample_clip
-    monkeypatch.setattr(compare, "sample_clip", lambda *given, **more: of_full_length(*given, **{**more, "steps": 2}))
+    monkeypatch.setattr(compare, "sample_clip", lambda *given: of_full_length(*given[:4], replace(given[4], steps=2)))
 
     def run(steps):
         AcceleratorState._reset_state(True)

@@ -2,14 +2,11 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,28 +15,21 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import InflationConfig, Mapping, Resampling, Temporal, Tokens
-from stillmotion.networks.formats.animatediff import to_animatediff
+from safetensors.torch import load_file
+from stillmotion.networks.config import InflationConfig, Temporal
 from stillmotion.networks.formats.modules import sd15_like
-from stillmotion.networks.formats.motion_adapter import to_motion_adapter
-from stillmotion.networks.inflation import Inflation
-from stillmotion.networks.motion_file import MotionInfo, read_motion_file, write_motion_file
+from stillmotion.networks.motion_file import read_motion_file
 from stillmotion.networks.presets import PRESETS
-from stillmotion.trainer.base.host import InflatedUNet, structure_of
+from stillmotion.trainer.base.host import structure_of
 from stillmotion.trainer.cli import main
-from stillmotion.trainer.commands import inflate
-from stillmotion.trainer.config import read_options
 from stillmotion.trainer.losses import denoising as losses
 from stillmotion.trainer.losses.denoising import signal_shares
-from stillmotion.trainer.options import InflateOptions
-from stillmotion.trainer.run import sample
+from stillmotion.trainer.run import run as shared_path
+from stillmotion.trainer.run import sample, session, training_set
 from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
 from stillmotion.trainer.run.export import fresh_inflation
-from stillmotion.trainer.run.run import Encoder
 from stillmotion.trainer.run.runlog import read_log
-from torch import nn
+from stillmotion.trainer.run.training_set import Encoder
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,8 +42,8 @@ LONG = f"{HARIVO} --batch-size 6 --steps 5 --held-out 1 --held-out-every 5"  # 1
 WITHOUT_ESTIMATE = """
 import sys
 from stillmotion.trainer import cli
-from stillmotion.trainer.commands import inflate
-inflate.report_estimate = lambda *_: None
+from stillmotion.trainer.run import run
+run.report_estimate = lambda *_: None
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -83,7 +73,7 @@ def run(place, output, *more):
 def on_the_cpu(monkeypatch):
     """Without the estimate, which takes longer than so small a run; that of `whole` has it."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(inflate, "report_estimate", lambda *_: None)
+    monkeypatch.setattr(shared_path, "report_estimate", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -198,146 +188,13 @@ def test_another_noise_schedule_is_used_by_losses_and_previews_and_written_into_
 
 def test_a_warm_start_is_where_training_begins(place, whole):
     file = whole / "whole.safetensors"
-    more = "--preset lumiere --steps 1 --learning-rate 1e-9 --warm-start"
+    more = "--preset lumiere --steps 1 --learning-rate 1e-9 --init"
     assert run(place, "warm", *more.split(), str(file)) == 0
     start, end = load_file(file), load_file(place / "warm/warm.safetensors")
     assert set(start) - set(end) == {name for name in start if "tokens" in name or "mapping" in name}
     assert all(torch.allclose(tensor, start[name], atol=1e-7) for name, tensor in end.items())
     (export,) = [line for line in read_log(place / "warm/log.jsonl") if line.get("event") == "export"]
     assert max(export["modules"].values()) < 1e-7, "how far it moved from there, not from new weights"
-
-
-def options_of(*more, videos="v", base="b"):
-    return read_options(InflateOptions, ["--videos", videos, "--base", base, *more], "inflate")
-
-
-def trained(config, structure):
-    """Of an inflation with random weights: description and tensors."""
-    inflation = Inflation(config, structure)
-    for parameter in inflation.parameters():
-        nn.init.normal_(parameter)
-    return MotionInfo(config, structure, frames=4, fps=8, width=64, height=48), dict(inflation.state_dict())
-
-
-def starting(structure, path, *more):
-    return inflate.starting_inflation(options_of("--warm-start", str(path), *more), structure)
-
-
-@pytest.fixture(scope="module")
-def structure():
-    return structure_of(tiny.tiny_unet(context=768))
-
-
-def test_a_warm_start_takes_what_fits_of_a_file_of_ours_and_says_what(tmp_path, structure, caplog):
-    """Tokens for another number of frames have another shape."""
-    config = InflationConfig(Temporal(middle=True), mapping=Mapping(), tokens=Tokens(7))
-    info, theirs = trained(config, structure)
-    write_motion_file(tmp_path / "ours.safetensors", theirs, info)
-    with caplog.at_level("INFO", "stillmotion"):
-        started = starting(structure, tmp_path / "ours.safetensors", "--preset", "harivo", "--no-mapping")
-    ours, fresh = started.state_dict(), fresh_inflation(started.config, structure, 0).state_dict()
-    assert started.config == replace(config, mapping=None, tokens=Tokens(16))
-    used = {name for name in ours if name in theirs and ours[name].shape == theirs[name].shape}
-    assert {name for name in ours if name not in used} == {"text.tokens.mix.weight"}
-    assert all(torch.equal(tensor, theirs[name] if name in used else fresh[name]) for name, tensor in ours.items())
-    assert f"{len(used)} of the {len(ours)} tensors that train begin as in" in caplog.text
-    assert f"{len(theirs) - len(used)} of its {len(theirs)} are not used" in caplog.text
-
-
-@pytest.mark.parametrize("form", ["AnimateDiff", "MotionAdapter"])
-def test_a_warm_start_from_another_program_computes_as_that_does(tmp_path, structure, form, caplog):
-    """With its middle block, and diffusers' statistics over the whole clip; its noise schedule is pointed out."""
-    scope = "frame" if form == "AnimateDiff" else "clip"
-    info, theirs = trained(InflationConfig(Temporal(norm_scope=scope, middle=True)), structure)
-    if form == "AnimateDiff":
-        save_file(to_animatediff(info, theirs), path := tmp_path / "module.safetensors")
-    else:
-        config, tensors = to_motion_adapter(info, theirs)
-        (path := tmp_path / "adapter").mkdir()
-        (path / "config.json").write_text(json.dumps(config))
-        save_file(tensors, path / "diffusion_pytorch_model.safetensors")
-    started = starting(structure, path, "--preset", "harivo")
-    assert started.config == replace(PRESETS["harivo"](structure, 16), temporal=info.config.temporal)
-    ours = started.state_dict()
-    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
-    assert "was trained on the noise schedule linear; --schedule is scaled_linear" in caplog.text
-    caplog.clear()
-    starting(structure, path, "--preset", "animatediff", "--schedule", "linear")
-    assert "noise schedule" not in caplog.text
-
-
-def test_a_warm_start_without_anything_that_fits_is_refused(tmp_path, structure):
-    info, theirs = trained(InflationConfig(Temporal()), structure)
-    save_file(to_animatediff(info, theirs), tmp_path / "module.safetensors")
-    with pytest.raises(ValueError, match="nothing that this run trains, as its --preset is lumiere; .* Anim.* 64 "):
-        starting(structure, tmp_path / "module.safetensors", "--preset", "lumiere")
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
-        starting(structure, tmp_path / "nowhere.safetensors")
-
-
-def config_of(*more):
-    return inflate.inflation_config(options_of(*more), SD15)
-
-
-@pytest.mark.parametrize(
-    "flags, changed",
-    [
-        ("--preset animatediff --halve 0 2", {"resampling": Resampling((0, 2))}),
-        ("--preset lumiere --halve 2", {"resampling": Resampling((2,))}),
-        ("--preset lumiere --halve none", {"resampling": Resampling((1, 2))}),
-        ("--preset lumiere --frames 80", {"resampling": Resampling((0, 1, 2))}),
-        ("--preset lumiere --mapping", {"mapping": Mapping()}),
-        ("--preset lumiere-harivo --no-mapping", {"mapping": None}),
-        ("--preset higen --tokens --frames 24", {"tokens": Tokens(24)}),
-        ("--preset harivo --no-tokens", {"tokens": None}),
-    ],
-)
-def test_options_change_the_preset(flags, changed):
-    flags = flags.split()
-    assert config_of(*flags) == replace(PRESETS[flags[1]](SD15, 16), **changed)
-
-
-@pytest.mark.parametrize("said", ["[]", "'nowhere'", "['nowhere']"])
-def test_frames_can_be_halved_nowhere(tmp_path, said):
-    (tmp_path / "run.toml").write_text(f"preset = 'lumiere'\nhalve = {said}\n")
-    assert config_of("--config", str(tmp_path / "run.toml")).resampling is None
-    assert config_of("--preset", "lumiere", "--halve", "nowhere").resampling is None
-
-
-PRESET_FILES = sorted((ROOT / "trainer/presets").iterdir())
-
-
-@pytest.mark.parametrize("file", PRESET_FILES, ids=[file.stem for file in PRESET_FILES])
-def test_every_preset_file_is_read_and_leaves_a_tenth_of_its_card(file):
-    options, text = options_of("--config", str(file)), file.read_text(encoding="utf-8")
-    chosen = {line.partition(" = ")[0] for line in text.splitlines()[1:]}
-    assert chosen <= {name for name, value in options if not isinstance(value, Path)}, "it names no place"
-    gib, card = re.match(r"# ([\d.]+) of (\d+) GiB: ", text).groups()
-    assert float(gib) <= 0.9 * int(card) and file.name == f"inflate-{card}gb.toml"
-    assert options.batch_size * options.accumulation == 8 and options.checkpointing
-    assert options.eight_bit == (card == "8")
-
-
-def test_narrow_blocks_have_half_the_width_inside():
-    config = config_of("--preset", "lumiere", "--narrow")
-    assert config == replace(config, temporal=replace(PRESETS["lumiere"](SD15, 16).temporal, narrow=True))
-    with torch.device("meta"):
-        whole, narrow = (Inflation(c, SD15).state_dict() for c in (config_of("--preset", "lumiere"), config))
-    inside = "input_blocks.1.1.factorised.over_pixels.weight"
-    assert 2 * len(narrow[inside]) == len(whole[inside])
-
-
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        ("--halve 3", r"--halve has levels \[3\]; this U-Net has resizes after levels 0 to 2"),
-        ("--halve 2 1", r"--halve has levels \[2, 1\]; give at least one, each once, in rising order"),
-        ("--preset harivo --narrow", "--narrow is for Lumiere's convolution blocks, which the preset harivo has not"),
-    ],
-)
-def test_options_that_the_unet_or_preset_has_no_place_for(flags, said):
-    with pytest.raises(ValueError, match=said):
-        config_of(*flags.split())
 
 
 def test_two_frames_must_be_left_in_the_middle_for_the_contrastive_loss(place, capsys):
@@ -350,40 +207,6 @@ def test_blocks_that_would_never_learn_are_refused_before_anything_is_encoded(pl
     assert run(place, "none", "--preset", "higen", "--halve", "0", "--frames", "2", "--steps", "1") == 2
     said = "--preset higen learns from neighbouring frames at every level, and at level 1 the 2 have become one"
     assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "flags, fits",
-    [
-        ("--preset higen --halve 0 1 2 --frames 9", True),
-        ("--preset higen --halve 0 1 2 --frames 8", "at level 3 the 8 have become one: give more --frames, or --halve"),
-        ("--preset higen --halve 2 --frames 2", "at level 3 the 2 have become one"),
-        ("--preset higen --frames 2", True),
-        ("--preset lumiere --halve 0 1 2 --frames 8", True),
-    ],
-)
-def test_only_what_learns_from_several_frames_must_have_them_everywhere(flags, fits):
-    options = options_of(*flags.split())
-    config = inflate.inflation_config(options, SD15)
-    if fits is True:
-        return inflate.check_frames(options, config, SD15)
-    with pytest.raises(ValueError, match=fits):
-        inflate.check_frames(options, config, SD15)
-
-
-@pytest.mark.parametrize("frames", [2, 3])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_refused_for_want_of_frames_is_what_would_get_no_gradients(preset, frames):
-    """Processes that train together wait for those of every weight."""
-    unet, options = tiny.tiny_unet(), options_of("--preset", preset, "--halve", "0", "--frames", str(frames))
-    config = inflate.inflation_config(options, structure_of(unet))
-    model = InflatedUNet(unet, Inflation(config, structure_of(unet)))
-    rows = torch.randn(frames, 4, 6, 4), torch.full((frames,), 500), torch.randn(frames, 77, 16)
-    model(*rows, Clip.of(frames)).sum().backward()
-    refused = (preset, frames) == ("higen", 2)
-    assert any(p.grad is None for p in model.inflation.parameters()) == refused
-    with pytest.raises(ValueError) if refused else nullcontext():
-        inflate.check_frames(options, config, structure_of(unet))
 
 
 @pytest.fixture
@@ -413,15 +236,15 @@ def test_more_clips_cannot_be_held_out_than_there_are(place, capsys):
 
 
 def test_a_bad_clip_among_the_first_stops_the_run_before_it_begins(place, with_a_bad_one, capsys, monkeypatch):
-    monkeypatch.setattr(inflate, "load_base", None)
+    monkeypatch.setattr(session, "load_base", None)
     assert run(place, "none", "--videos", str(with_a_bad_one), "--steps", "1") == 2
     assert "1 of 3 clips cannot be used" in (said := capsys.readouterr().err) and "1.gif" in said
     assert not (place / "none").exists()
 
 
 def test_a_bad_clip_further_on_stops_the_run_or_is_left_out(place, with_a_bad_one, capsys, monkeypatch, caplog):
-    monkeypatch.setattr(inflate, "LOOKED_AT", 1)
-    monkeypatch.setattr(inflate, "MEASURED_WITHOUT_HELD_OUT", 1)
+    monkeypatch.setattr(training_set, "LOOKED_AT", 1)
+    monkeypatch.setattr(training_set, "MEASURED_WITHOUT_HELD_OUT", 1)
     more = ("--videos", str(with_a_bad_one), "--steps", "6", "--preset", "animatediff")
     assert run(place, "bad", *more) == 2
     assert "1.gif cannot be used" in (said := capsys.readouterr().err) and "--skip-bad" in said

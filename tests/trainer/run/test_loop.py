@@ -14,7 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMScheduler
 from stillmotion.networks.config import InflationConfig, Memory, Queries
-from stillmotion.trainer.clips.batches import batch_for, clip_at, draw, fingerprint, rows
+from stillmotion.trainer.clips.batches import batch_for, clip_at, clips_hash, draw, rows
 from stillmotion.trainer.losses.denoising import add_noise, batch_loss, noise_loss, noisy_rows, signal_shares
 from stillmotion.trainer.losses.objectives import Denoising
 from stillmotion.trainer.run import optimiser
@@ -350,6 +350,6 @@ def test_every_kind_of_part_trains(config):
 
 def test_the_fingerprint_tells_clips_apart():
     clips, _ = tiny.tiny_clips()
-    assert fingerprint(clips) == fingerprint(tiny.tiny_clips()[0])
-    assert fingerprint(clips) != fingerprint([replace(clips[0], caption="other"), *clips[1:]])
-    assert fingerprint(clips) != fingerprint(clips[::-1])
+    assert clips_hash(clips) == clips_hash(tiny.tiny_clips()[0])
+    assert clips_hash(clips) != clips_hash([replace(clips[0], caption="other"), *clips[1:]])
+    assert clips_hash(clips) != clips_hash(clips[::-1])

@@ -39,6 +39,16 @@ def test_a_workflow_samples_as_the_previews_of_its_training_did(written):
     assert sampler["widgets_values"][2:4] == [10, 4.0]
 
 
+def test_a_run_with_harivos_sampling_gets_the_sampler_that_has_it(written):
+    harivo = {"preview_steps": 25, "guidance": 7.5, "guidance_early": 12.0, "mitigation": 40.0}
+    nodes = written(replace(INFO, options=harivo))
+    sampler = nodes["StillmotionMGGuidanceSampler"]
+    plain = written(INFO)["KSampler"]
+    assert "KSampler" not in nodes and sampler["inputs"] == plain["inputs"] and sampler["outputs"] == plain["outputs"]
+    assert sampler["widgets_values"][2:10] == [25, "ddim", "ddim_uniform", 1.0, 12.0, 7.5, 0.3, 40.0]
+    assert nodes["VAEDecode"]["pos"][1] > sampler["pos"][1] + sampler["size"][1] + 30
+
+
 @pytest.mark.parametrize("more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}])
 def test_a_file_with_more_than_few_shot_motion_is_loaded_by_the_stunet_loader(written, more):
     node = written(replace(INFO, config=InflationConfig(memory=Memory(), **more)))["The motion"]

@@ -1,0 +1,106 @@
+"""The inflation that the options ask for: a preset's, with what they change of it, and the weights it starts with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...networks.config import InflationConfig, Mapping, Resampling, Temporal, Tokens
+from ...networks.presets import PRESETS
+from ...networks.sites import Structure
+from ..losses.objectives import check_middle
+from ..options import InflateOptions, InflationOptions
+
+TEMPORAL = {
+    "levels": "blocks",
+    "middle": "middle",
+    "heads": "heads",
+    "positional": "positional",
+    "norm_scope": "norm_scope",
+    "layers": "layers",
+    "narrow": "narrow",
+}
+"""Of the blocks over time: which option is for which field of their description."""
+
+ACTS_ON = {
+    "heads": {"attention"},
+    "positional": {"attention"},
+    "norm_scope": {"attention", "convolution", "transformer"},
+    "layers": {"stacked"},
+    "narrow": {"factorised"},
+}
+"""Kinds of blocks that have what an option changes."""
+
+NOTHING_OF_AN_IMAGE = {"convolution", "transformer"}
+"""Kinds of blocks that leave a clip of one frame alone. They would get no gradients, which other processes wait for."""
+
+
+def inflation_config(options: InflationOptions, frames: int, structure: Structure) -> InflationConfig:
+    """Return the preset, with what the options change of it.
+
+    Raises:
+        ValueError: the U-Net has no such levels, or nothing has what an option changes.
+    """
+    config = PRESETS[options.preset](structure, frames)
+    config = replace(config, temporal=temporal_blocks(config.temporal or Temporal(), options))
+    if options.halve is not None:
+        config = replace(config, resampling=halved(options.halve, structure))
+    return replace(config, mapping=mapping(config.mapping, options), tokens=tokens(config.tokens, options, frames))
+
+
+def temporal_blocks(temporal: Temporal, options: InflationOptions) -> Temporal:
+    given = {field: value for field, name in TEMPORAL.items() if (value := getattr(options, name)) is not None}
+    if "levels" in given:
+        given["levels"] = tuple(tuple(kinds.split("+")) for kinds in given["levels"])
+    try:
+        temporal = replace(temporal, **given)
+    except ValueError as error:
+        raise ValueError(f"--blocks, --heads or --layers: {error}") from None
+    for field in given.keys() & ACTS_ON.keys():
+        if not ACTS_ON[field] & temporal.kinds:
+            raise ValueError(
+                f"--{TEMPORAL[field].replace('_', '-')} acts on {' and '.join(sorted(ACTS_ON[field]))} blocks, which"
+                f" --preset {options.preset} has not; it has {', '.join(sorted(temporal.kinds))}"
+            )
+    return temporal
+
+
+def halved(levels: tuple[int, ...], structure: Structure) -> Resampling | None:
+    if not levels:
+        return None
+    try:
+        resampling = Resampling(levels)
+        resampling.check(structure)
+    except ValueError as error:
+        raise ValueError(f"--halve has {error}") from None
+    return resampling
+
+
+def mapping(preset: Mapping | None, options: InflationOptions) -> Mapping | None:
+    wanted = preset is not None if options.mapping is None else options.mapping
+    if options.mapping_kernel is None:
+        return (preset or Mapping()) if wanted else None
+    if not wanted:
+        raise ValueError("--mapping-kernel is of the mapping network, which is off: add --mapping")
+    return Mapping(options.mapping_kernel)
+
+
+def tokens(preset: Tokens | None, options: InflationOptions, frames: int) -> Tokens | None:
+    wanted = preset is not None if options.tokens is None else options.tokens
+    given = {} if options.token_count is None else {"count": options.token_count}
+    given |= {} if options.token_gate is None else {"neutral": options.token_gate == "neutral"}
+    if given and not wanted:
+        raise ValueError("--token-count and --token-gate are of the frame-wise tokens, which are off: add --tokens")
+    return replace(preset or Tokens(frames), **given) if wanted else None
+
+
+def check_frames(options: InflateOptions, config: InflationConfig, structure: Structure) -> None:
+    """Raise ValueError where too few frames are left at a level for what learns there."""
+    if options.contrastive:
+        check_middle(config, options.frames)
+    for level in range(len(structure.levels)):
+        idle = NOTHING_OF_AN_IMAGE.intersection(config.temporal.at_level(level) if config.temporal else ())
+        if idle and config.frames_at(level, options.frames) == 1:
+            raise ValueError(
+                f"--preset {options.preset} learns from neighbouring frames at every level, and at level {level} the"
+                f" {options.frames} have become one: give more --frames, or --halve them at fewer levels"
+            )

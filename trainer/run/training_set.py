@@ -1,0 +1,191 @@
+"""What a run learns from: a handful of clips in memory, or a stream of them from a set of any size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..base.load import Base, encode_captions, encode_frames
+from ..clips.batches import Batch, Plan, TrainingClip, batch_for, batch_from, clips_hash
+from ..clips.cache import caption_embedding, clip_latents, weights_hash
+from ..clips.find import ClipFormat, Source
+from ..clips.inspect import ClipReport, table, usable_clips
+from ..clips.shards import Shard, set_hash
+from ..clips.stream import ClipStream, Loader, first_usable, peek
+from ..options import TrainOptions
+from .held_out import split_held_out
+from .loop import BatchSource
+from .previews import Preview, first_frame_of
+from .session import Session
+
+log = logging.getLogger("stillmotion")
+
+LOOKED_AT = 16
+"""So many clips of a streamed set are decoded and shown before training; the others are checked in their turn."""
+
+MEASURED_WITHOUT_HELD_OUT = 4
+"""So many training clips are measured with fixed noise where none were held out."""
+
+
+class Encoder:
+    """Latents of clips and embeddings of captions, from the cache or encoded now, on a device."""
+
+    def __init__(self, base: Base, fps: float, size: tuple[int, int], cache: Path, device: torch.device):
+        self.base, self.fps, self.size, self.cache, self.device = base, fps, size, cache, device
+        self.vae_hash, self.text_hash = weights_hash(base.vae), weights_hash(base.text_encoder)
+
+    def latents_of(self, source: Source) -> Tensor:
+        """Return all frames of a clip at `fps`, scaled, (frames, 4, height, width)."""
+
+        def encode(vae, frames: Tensor) -> Tensor:
+            return encode_frames(vae.to(self.device), frames.to(self.device))
+
+        return clip_latents(source, self.fps, self.size, self.base.vae, self.cache, encode, self.vae_hash).float()
+
+    def text_of(self, caption: str) -> Tensor:
+        """Return the embedded caption, (tokens, width)."""
+
+        def encode(base: Base, captions: Sequence[str]) -> Tensor:
+            base.text_encoder.to(self.device)
+            return encode_captions(base, captions)
+
+        return caption_embedding(caption, self.base, self.cache, encode, self.text_hash).float()
+
+    def preview(self, caption: str, first: Tensor | None = None) -> Preview:
+        return Preview(caption, self.text_of(caption), self.text_of(""), first)
+
+    def offload(self) -> None:
+        """Make room on the device for training; what is not in the cache brings a model back."""
+        self.base.vae.cpu()
+        self.base.text_encoder.cpu()
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The clips of a run, encoded.
+
+    `names`, `captions`: of clips, or of the parts of a large set, for the log and the motion file. `reports`: of those
+    that were looked at. `measured`: clips of the fixed-noise loss; `held_out`: names of those that are not trained on.
+    `content`: a hash that tells whether a resumed run learns from the same. `batches`: makes the source of a plan's
+    micro-batches of so many clips. `position`, `skip_to`: how far this process is in its stream, where there is one.
+    """
+
+    names: list[str]
+    captions: list[str]
+    reports: list[ClipReport]
+    measured: list[TrainingClip]
+    held_out: list[str]
+    preview: Preview
+    content: str
+    batches: Callable[[Plan, int], BatchSource]
+    position: Callable[[], int] = lambda: 0
+    skip_to: Callable[[int], None] = lambda position: None
+
+    def first_batch(self, plan: Plan, size: int) -> Batch:
+        """Return a micro-batch like those of training, without taking one from a stream."""
+        return batch_for(plan, self.measured, self.preview.no_caption, size, 1, 0)
+
+
+def encoder_for(session: Session, base: Base) -> Encoder:
+    options = session.options
+    return Encoder(base, options.fps, options.size, options.cache, session.accelerator.device)
+
+
+def form_of(options: TrainOptions) -> ClipFormat:
+    return ClipFormat(options.fps, options.frames, options.size)
+
+
+def clips_in_memory(session: Session, reports: list[ClipReport], base: Base, first_frame: str = "noisy") -> TrainingSet:
+    """Encode all usable clips of a few, the first process before the others, which then find them in the cache.
+
+    Args:
+        first_frame: "clean": previews start from the first frame of the first clip.
+
+    Raises:
+        ValueError: as many are to be held out as there are.
+    """
+    options, accelerator, encoder = session.options, session.accelerator, encoder_for(session, base)
+    sources = [report.source for report in reports if not report.problem]
+    with accelerator.main_process_first():
+        clips = [
+            TrainingClip(source.name, source.caption, encoder.latents_of(source), encoder.text_of(source.caption))
+            for source in tqdm(sources, desc="encoding", unit="clip", disable=not accelerator.is_main_process)
+        ]
+        first = first_frame_of(clips[0], session.cells) if first_frame == "clean" else None
+        preview = encoder.preview(prompt_of(options, clips), first)
+    encoder.offload()
+    seen, held_out = split_held_out(clips, options.held_out)
+    return TrainingSet(
+        names=[source.name for source in sources],
+        captions=[clip.caption for clip in clips],
+        reports=reports,
+        measured=held_out or seen[:MEASURED_WITHOUT_HELD_OUT],
+        held_out=[clip.name for clip in held_out],
+        preview=preview,
+        content=clips_hash(clips),
+        batches=lambda plan, size: partial(batch_for, plan, seen, preview.no_caption, size),
+    )
+
+
+def prompt_of(options: TrainOptions, clips: Sequence[TrainingClip]) -> str:
+    return clips[0].caption if options.preview_caption is None else options.preview_caption
+
+
+def looked_at(options: TrainOptions, shards: Sequence[Shard]) -> list[ClipReport]:
+    """Report the first clips of a large set, and log them.
+
+    Raises:
+        ValueError: one of them cannot be used; with --skip-bad a set may be good that begins with bad ones.
+    """
+    reports = peek(shards, LOOKED_AT, form_of(options))
+    log.info("%s\nThese are the first of a set in %d parts.", table(reports), len(shards))
+    if not options.skip_bad:
+        usable_clips(reports, skip_bad=False)
+    return reports
+
+
+def streamed_clips(session: Session, shards: Sequence[Shard], reports: list[ClipReport], base: Base) -> TrainingSet:
+    """Encode the clips of a set of any size as training comes to them; those of the fixed-noise loss now.
+
+    Raises:
+        ValueError: fewer clips can be used than are to be held out.
+    """
+    options, accelerator, encoder = session.options, session.accelerator, encoder_for(session, base)
+    load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of)
+    with accelerator.main_process_first():
+        measured = first_usable(shards, options.held_out or MEASURED_WITHOUT_HELD_OUT, load, options.skip_bad)
+        if len(measured) < options.held_out:
+            raise ValueError(f"--held-out is {options.held_out}, but only {len(measured)} clips can be used")
+        preview = encoder.preview(prompt_of(options, measured))
+    encoder.offload()
+    held_out = [clip.name for clip in measured] if options.held_out else []
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    stream = ClipStream(shards, load, seed=options.seed, held_out=held_out, skip_bad=options.skip_bad, **place)
+
+    def batches(plan: Plan, size: int) -> BatchSource:
+        def source(step: int, number: int) -> Batch:
+            batch = batch_from(plan, stream, preview.no_caption, size, step, number)
+            encoder.offload()
+            return batch
+
+        return source
+
+    return TrainingSet(
+        names=[shard.name for shard in shards],
+        captions=[clip.caption for clip in measured],
+        reports=reports,
+        measured=measured,
+        held_out=held_out,
+        preview=preview,
+        content=set_hash(shards),
+        batches=batches,
+        position=lambda: stream.position,
+        skip_to=stream.skip_to,
+    )
