@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run one command and return the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         run(arguments)
@@ -76,7 +76,7 @@ def program() -> str:
 
 
 def start_log():
-    """Shows the project's own messages, and on several processes only those of the first, warnings apart."""
+    """Show the project's own messages, and on several processes only those of the first, warnings apart."""
     logging.basicConfig(format="%(message)s")
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("stillmotion").setLevel(logging.INFO if first else logging.WARNING)

@@ -43,14 +43,14 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def no_number_is_a_switch(cls, value, info: ValidationInfo):
-        """To pydantic `true` is 1."""
+        """Refuse true and false for numbers: to pydantic `true` is 1."""
         if isinstance(value, bool) and type_of(cls.model_fields[info.field_name or ""]) in (int, float):
             raise ValueError("it should be a number, not true or false")
         return value
 
 
 def parse_size(value):
-    """Turns "512x320" into (512, 320); two values of a list go on to pydantic as they are."""
+    """Turn "512x320" into (512, 320); two values of a list go on to pydantic as they are."""
     if isinstance(value, list | tuple) and len(value) == 2:
         return value
     if not isinstance(value, str):
@@ -73,7 +73,7 @@ Size = Annotated[tuple[PositiveInt, PositiveInt], SIZE, PlainSerializer(format_s
 
 
 def read_options(kind: type[Options], arguments: list[str], prog: str) -> Options:
-    """The options that `arguments` give, and the file named by their `--config`; a flag wins over the file.
+    """Return the options that `arguments` give, and the file named by their `--config`; a flag wins over the file.
 
     Raises:
         ValueError: one sentence that names the flag or key, its value and what is allowed.
@@ -94,17 +94,17 @@ def read_options(kind: type[Options], arguments: list[str], prog: str) -> Option
 
 
 def as_toml(options: Options) -> str:
-    """The options as a file that `--config` reads back to the same options."""
+    """Return the options as a file that `--config` reads back to the same options."""
     return "".join(f"{name} = {toml_value(value)}\n" for name, value in options.model_dump(mode="json").items())
 
 
 def toml_value(value) -> str:
-    """JSON is TOML for strings, numbers, booleans and lists; TOML has no null, "none" stands for it."""
+    """Write a value as JSON, which is TOML for all but null: "none" stands for it."""
     return json.dumps("none" if value is None else value, ensure_ascii=False)
 
 
 def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
-    """One flag for each field. Values stay text: pydantic alone decides what they mean and whether they are allowed."""
+    """Make a flag of each field. Values stay text: pydantic alone decides what they mean and which are allowed."""
     parser = Parser(
         prog=prog,
         usage=f"{prog} [options]",
@@ -127,7 +127,7 @@ def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
 
 
 def groups_of(kind: type[Options]) -> dict[str, list[str]]:
-    """Names of the options by the group of the class that declares them first, required ones in front."""
+    """Return names of the options by the group of the class that declares them first, required ones in front."""
     groups: dict[str, list[str]] = {}
     for name in sorted(kind.model_fields, key=lambda name: not kind.model_fields[name].is_required()):
         first = next(c for c in reversed(kind.__mro__) if name in c.__dict__.get("__annotations__", {}))
@@ -136,7 +136,7 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
 
 
 def former_names(kind: type[Options]) -> dict[str, str]:
-    """Former names of a command's options, with the present ones."""
+    """Return former names of a command's options, with the present ones."""
     return {old: name for c in kind.__mro__ if issubclass(c, Options) for old, name in c.renamed.items()}
 
 
@@ -152,7 +152,7 @@ def flag_of(name: str) -> str:
 
 
 def type_of(field: FieldInfo) -> Any:
-    """The field's type without `| None` and without annotations."""
+    """Return the field's type without `| None` and without annotations."""
     kind = field.annotation
     if get_origin(kind) in (Union, UnionType):
         kind = next(member for member in get_args(kind) if member is not NoneType)
@@ -165,7 +165,7 @@ def is_size(field: FieldInfo) -> bool:
 
 
 def form_of(field: FieldInfo) -> dict[str, Any]:
-    """What argparse must know: how many values the flag takes, and what the help calls them."""
+    """Return what argparse must know: how many values the flag takes, and what the help calls them."""
     kind = type_of(field)
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
@@ -194,7 +194,7 @@ def help_of(field: FieldInfo) -> str:
 
 
 def read_word(value, field: FieldInfo):
-    """Gives the words a flag or TOML file has for what text cannot say: "none", and choices that are numbers."""
+    """Give the words a flag or TOML file has for what text cannot say: "none", and choices that are numbers."""
     if not isinstance(value, str):
         return value
     if value == "none" and NoneType in get_args(field.annotation):
@@ -233,7 +233,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def describe(error: ErrorDetails, where: dict[str, str], kind: type[Options]) -> str:
-    """One of pydantic's errors as a sentence for the person who typed the value."""
+    """Return one of pydantic's errors as a sentence for the person who typed the value."""
     limit = error["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
     limit = "it should be a path, in quotes" if error["type"] == "path_type" else limit
     limit = limit.replace("be a valid tuple", "be a list")  # which TOML has

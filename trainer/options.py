@@ -366,7 +366,7 @@ class InflateOptions(LossOptions, InflationOptions, TrainOptions):
     @model_validator(mode="before")
     @classmethod
     def preset_gives_defaults(cls, values):
-        """A preset's numbers stand where nothing else was said."""
+        """Fill in a preset's numbers where nothing else was said."""
         return {**cls.presets.get(values.get("preset"), {}), **values} if isinstance(values, dict) else values
 
 

@@ -29,7 +29,7 @@ NO_CHECKPOINT = (SafetensorError, RuntimeError, EOFError, ValueError, LookupErro
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Every tensor of a checkpoint file; a pickled one is opened by torch's reader for tensors only.
+    """Return every tensor of a checkpoint file; a pickled one is opened by torch's reader for tensors only.
 
     Raises:
         ValueError: the file is damaged, or holds pickled objects that are no tensors.
@@ -56,7 +56,7 @@ def write_checkpoint(
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes one file that ComfyUI's CheckpointLoaderSimple and `load_base` read; a file there is replaced at once."""
+    """Write one file that ComfyUI's CheckpointLoaderSimple and `load_base` read; a file there is replaced at once."""
     tensors = with_prefix(UNET, unet_to_ldm(unet))
     tensors |= with_prefix(TEXT, text_encoder_to_ldm(text_encoder))
     tensors |= with_prefix(VAE, tiny_autoencoder_to_ldm(vae))
@@ -74,7 +74,8 @@ def write_checkpoint(
 
 
 def unet_from_ldm(tensors: Tensors) -> UNet2DConditionModel:
-    """A U-Net of SD1.5's, SD2.x's or SDXL's kind from its tensors in ldm names; any levels, blocks and widths."""
+    """Return a U-Net of SD1.5's, SD2.x's or SDXL's kind from its tensors in ldm names; any levels, blocks and
+    widths."""
     structure = structure_from_ldm(shapes_of(tensors))
     with init_empty_weights(include_buffers=False):
         unet = UNet2DConditionModel(**unet_config(structure, shapes_of(tensors)))
@@ -88,7 +89,8 @@ def unet_to_ldm(unet: UNet2DConditionModel) -> Tensors:
 
 
 def unet_config(structure: Structure, shapes: Mapping[str, Sequence[int]]) -> dict:
-    """The arguments of UNet2DConditionModel. SD1.5 has 8 heads everywhere, the later families 64 channels a head."""
+    """Return the arguments of UNet2DConditionModel. SD1.5 has 8 heads everywhere, the later families 64 channels a
+    head."""
     levels, widths = structure.levels, [level.width for level in structure.levels]
     proj_in = next(shape for name, shape in shapes.items() if name.endswith("1.proj_in.weight"))
     config = {
@@ -111,7 +113,7 @@ def unet_config(structure: Structure, shapes: Mapping[str, Sequence[int]]) -> di
 
 
 def text_encoder_from_ldm(tensors: Tensors) -> CLIPTextModel:
-    """CLIP-L from its tensors without the prefix `cond_stage_model.transformer.text_model.`."""
+    """Return CLIP-L from its tensors without the prefix `cond_stage_model.transformer.text_model.`."""
     with init_empty_weights(include_buffers=False):
         text_encoder = CLIPTextModel(clip_config())
     tensors = {name: tensor for name, tensor in tensors.items() if name != "embeddings.position_ids"}
@@ -121,13 +123,13 @@ def text_encoder_from_ldm(tensors: Tensors) -> CLIPTextModel:
 
 
 def text_encoder_to_ldm(text_encoder: CLIPTextModel) -> Tensors:
-    """Older versions of transformers put `text_model.` before every name, newer ones do not."""
+    """Add or take away `text_model.`, which older versions of transformers put before every name."""
     tensors = text_encoder.state_dict()
     return {name.removeprefix("text_model."): t for name, t in tensors.items() if not name.endswith("position_ids")}
 
 
 def clip_config() -> CLIPTextConfig:
-    """CLIP ViT-L/14's text tower, the text encoder of SD1.5."""
+    """Return CLIP ViT-L/14's text tower, the text encoder of SD1.5."""
     return CLIPTextConfig(
         vocab_size=49408,
         hidden_size=768,
@@ -139,7 +141,7 @@ def clip_config() -> CLIPTextConfig:
 
 
 def autoencoder_from_ldm(tensors: Tensors) -> AutoencoderKL | AutoencoderTiny:
-    """The autoencoder of a checkpoint, of Stable Diffusion's kind or of TAESD's."""
+    """Return the autoencoder of a checkpoint, of Stable Diffusion's kind or of TAESD's."""
     if "taesd_decoder.1.weight" in tensors:
         return tiny_autoencoder_from_ldm(tensors)
     config = kl_config(shapes_of(tensors))
@@ -150,7 +152,7 @@ def autoencoder_from_ldm(tensors: Tensors) -> AutoencoderKL | AutoencoderTiny:
 
 
 def kl_config(shapes: Mapping[str, Sequence[int]]) -> dict:
-    """The arguments of AutoencoderKL."""
+    """Return the arguments of AutoencoderKL."""
     levels = _count(shapes, "encoder.down.{}.block.0.conv2.weight")
     if not levels:
         raise ValueError("it holds no autoencoder")
@@ -181,13 +183,14 @@ def tiny_autoencoder_from_ldm(tensors: Tensors) -> AutoencoderTiny:
 
 
 def tiny_autoencoder_to_ldm(vae: AutoencoderTiny) -> Tensors:
-    """ComfyUI multiplies by `vae_scale` before decoding and divides by it after encoding, so its latents are raw."""
+    """Bake `vae_scale` in: ComfyUI multiplies by it before decoding and divides after encoding, so its latents are
+    raw."""
     tensors = rename(vae.state_dict(), inverse(tiny_autoencoder_names()))
     return tensors | {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
 
 
 def fill(model: nn.Module, tensors: Tensors, name: str) -> None:
-    """Makes these tensors, in their own number type, the weights of a model.
+    """Make these tensors, in their own number type, the weights of a model.
 
     Raises:
         ValueError: tensors are missing, left over or of another shape; the first of each kind is named.
@@ -209,6 +212,6 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
 
 
 def checkpoint_parts(tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
-    """The tensors of U-Net, text encoder and autoencoder, each without its prefix; any of them may be empty."""
+    """Return the tensors of U-Net, text encoder and autoencoder, each without its prefix; any of them may be empty."""
     text = under(TEXT, tensors) or under(TEXT.removesuffix("text_model."), tensors)
     return under(UNET, tensors), text, under(VAE, tensors)

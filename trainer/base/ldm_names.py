@@ -33,7 +33,8 @@ IN_SITE = {"res": IN_RES_BLOCK, "down": {"op": "conv"}}
 
 
 def layer_names(structure: Structure) -> dict[str, str]:
-    """Every layer of a U-Net outside its transformers, and every transformer as a whole: ldm name -> diffusers name."""
+    """Return every layer of a U-Net outside its transformers, and every transformer as a whole: ldm name -> diffusers
+    name."""
     names = dict(OUTSIDE)
     for site in structure.sites():
         names |= _names_in(site)
@@ -48,7 +49,7 @@ def _names_in(site: Site) -> dict[str, str]:
 
 
 def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors under new names: of each, the longest leading part that `names` knows is replaced.
+    """Return the tensors under new names: of each, the longest leading part that `names` knows is replaced.
 
     Raises:
         ValueError: some tensor begins with none of `names`.
@@ -70,14 +71,15 @@ def inverse(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def tiny_autoencoder_names() -> dict[str, str]:
-    """TAESD's layers, ComfyUI's name -> diffusers' name; ComfyUI's decoder counts its clamp as the first layer."""
+    """Return TAESD's layers, ComfyUI's name -> diffusers' name; ComfyUI's decoder counts its clamp as the first
+    layer."""
     encoder = {f"taesd_encoder.{i}": f"encoder.layers.{i}" for i in range(15)}
     decoder = {f"taesd_decoder.{i + 1}": f"decoder.layers.{i}" for i in range(19)}
     return encoder | decoder
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Return the tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

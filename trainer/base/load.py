@@ -43,7 +43,7 @@ class Base:
 
 
 def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
-    """A frozen base model of the SD1.5 family; nothing is downloaded.
+    """Return a frozen base model of the SD1.5 family; nothing is downloaded.
 
     Args:
         path: a diffusers folder, or one checkpoint file: .safetensors, or pickled tensors and nothing but tensors.
@@ -65,20 +65,20 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
 
 
 def check_exists(path: Path) -> None:
-    """Raises FileNotFoundError where there is no base: commands ask before they read their clips."""
+    """Raise FileNotFoundError where there is no base: commands ask before they read their clips."""
     if not path.exists():
         raise FileNotFoundError(f"there is no base model at {path}; give a diffusers folder or a .safetensors file")
 
 
 def check_finite(path: Path, name: str, part: nn.Module) -> None:
-    """Refuses a broken base here: in training it would look like a run that diverged."""
+    """Refuse a broken base here: in training it would look like a run that diverged."""
     for key, tensor in part.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path} cannot be used as a base: its {name} holds NaN or infinity in {key}")
 
 
 def check_family(unet: UNet2DConditionModel) -> None:
-    """Refuses what training cannot use: other families' text encoders, and the extra channels of inpainting."""
+    """Refuse what training cannot use: other families' text encoders, and the extra channels of inpainting."""
     context, channels = unet.config.cross_attention_dim, unet.config.in_channels
     family = FAMILY_OF_CONTEXT.get(context, f"unknown ({context} wide text)")
     if family != "sd15":
@@ -135,25 +135,27 @@ def _from_file(path: Path, dtype: torch.dtype) -> Base:
 
 
 def encode_frames(vae: Autoencoder, frames: Tensor) -> Tensor:
-    """Scaled latents (n, 4, h/8, w/8) of frames (n, 3, h, w) in [-1, 1]; the mean where the encoder is random."""
+    """Return scaled latents (n, 4, h/8, w/8) of frames (n, 3, h, w) in [-1, 1]; the mean where the encoder is
+    random."""
     encoded = vae.encode(frames)
     latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
     return latents * vae.config.scaling_factor
 
 
 def decode_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
-    """Frames (n, 3, 8h, 8w) in [-1, 1] of scaled latents (n, 4, h, w)."""
+    """Return frames (n, 3, 8h, 8w) in [-1, 1] of scaled latents (n, 4, h, w)."""
     return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
 
 
 def encode_captions(base: Base, captions: Sequence[str]) -> Tensor:
-    """What the U-Net sees of captions, (n, 77, 768): CLIP's last hidden state after its final norm, as in ComfyUI."""
+    """Embed captions as the U-Net sees them, (n, 77, 768): CLIP's last hidden state after its final norm, as in
+    ComfyUI."""
     ids = token_ids(base.tokenizer, captions).to(base.text_encoder.device)
     return base.text_encoder(ids).last_hidden_state
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """(n, 77) token numbers, padded with the end token; what does not fit is cut off, and the log says so."""
+    """Return (n, 77) token numbers, padded with the end token; what does not fit is cut off, and the log says so."""
     captions = list(captions)
     for caption, ids in zip(captions, tokenizer(captions, verbose=False).input_ids):
         if len(ids) > 77:

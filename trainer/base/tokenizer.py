@@ -16,7 +16,7 @@ MERGES = 49152 - 256 - 2
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer, equal to that of Stable Diffusion 1.5, from the merges that open_clip_torch ships."""
+    """Return CLIP's tokenizer, equal to that of Stable Diffusion 1.5, from the merges that open_clip_torch ships."""
     merges = read_merges(merges_file())
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "vocab.json").write_text(json.dumps(vocabulary(merges)), encoding="utf-8")
@@ -25,7 +25,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def merges_file() -> Path:
-    """Where open_clip_torch keeps CLIP's merges; the package itself is not imported."""
+    """Find CLIP's merges in open_clip_torch; the package itself is not imported."""
     found = importlib.util.find_spec("open_clip")
     if found is None or not found.submodule_search_locations:
         raise ValueError(
@@ -36,20 +36,20 @@ def merges_file() -> Path:
 
 
 def read_merges(path: Path) -> list[str]:
-    """The pairs that CLIP joins, in order of preference, each as "left right"."""
+    """Return the pairs that CLIP joins, in order of preference, each as "left right"."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return file.read().split("\n")[1 : MERGES + 1]
 
 
 def vocabulary(merges: list[str]) -> dict[str, int]:
-    """Token -> id: the bytes, the bytes at the end of a word, the joined pairs, start and end."""
+    """Return token -> id: the bytes, the bytes at the end of a word, the joined pairs, start and end."""
     symbols = byte_symbols()
     words = [*symbols, *(s + "</w>" for s in symbols), *(m.replace(" ", "") for m in merges), START, END]
     return {word: number for number, word in enumerate(words)}
 
 
 def byte_symbols() -> list[str]:
-    """The printable character that stands for each byte, in CLIP's order: printable bytes first.
+    """Return the printable character that stands for each byte, in CLIP's order: printable bytes first.
 
     Source: the byte-level encoding of GPT-2 (Radford et al. 2019).
     """

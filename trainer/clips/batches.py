@@ -73,19 +73,19 @@ ROWS = "latents", "noise", "timesteps", "text"
 
 
 def generator_for(*key) -> torch.Generator:
-    """A generator on the CPU, for the same draws on every device, seeded by all that `key` says."""
+    """Return a generator on the CPU, for the same draws on every device, seeded by all that `key` says."""
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def clip_at(plan: Plan, step: int, index: int, clips: int) -> int:
-    """Which clip the place `index` of `step` (1, 2, …) gets: all clips once, in an order of their own each round."""
+    """Return the clip of place `index` in `step` (1, 2, …): all clips once, in an order of their own each round."""
     epoch, place = divmod((step - 1) * plan.clips_per_step + index, clips)
     return int(torch.randperm(clips, generator=generator_for(plan.seed, "order", epoch))[place])
 
 
 def draw(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: int) -> Batch:
-    """What a step sees of a clip: its window, crop, noise, timestep, and whether its caption is dropped."""
+    """Draw what a step sees of a clip: its window, crop, noise, timestep, and whether its caption is dropped."""
     random = generator_for(plan.seed, "clip", step, index)
     latents = training_window(clip.latents, plan.frames, plan.cells, random, plan.crop)
     timestep = torch.randint(TIMESTEPS, (), generator=random)
@@ -96,7 +96,7 @@ def draw(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: i
 
 
 def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batch:
-    """One clip `(frames, 4, h, w)` as a batch; every frame has the clip's timestep and caption."""
+    """Return one clip `(frames, 4, h, w)` as a batch; every frame has the clip's timestep and caption."""
     frames = len(latents)
     return Batch(latents.float(), noise, timestep.expand(frames), text.float().expand(frames, *text.shape), frames)
 
@@ -109,7 +109,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
 def batch_for(
     plan: Plan, clips: Sequence[TrainingClip], no_caption: Tensor, size: int, step: int, number: int
 ) -> Batch:
-    """Micro-batch `number` of a step (counted over processes and accumulation), of `size` clips of a few."""
+    """Return micro-batch `number` of a step (counted over processes and accumulation), of `size` clips of a few."""
     places = range(number * size, (number + 1) * size)
     chosen = [clips[clip_at(plan, step, index, len(clips))] for index in places]
     return collate([draw(plan, clip, no_caption, step, index) for clip, index in zip(chosen, places)])
@@ -118,13 +118,13 @@ def batch_for(
 def batch_from(
     plan: Plan, stream: Iterator[TrainingClip], no_caption: Tensor, size: int, step: int, number: int
 ) -> Batch:
-    """Micro-batch `number` of a step, of the next `size` clips of this process's stream."""
+    """Return micro-batch `number` of a step, of the next `size` clips of this process's stream."""
     places = range(number * size, (number + 1) * size)
     return collate([draw(plan, next(stream), no_caption, step, index) for index in places])
 
 
 def clips_hash(clips: Sequence[TrainingClip]) -> str:
-    """Tells whether two runs learn from the same clips: a hash of their latents and captions."""
+    """Tell whether two runs learn from the same clips: a hash of their latents and captions."""
     digest = blake2b(digest_size=16)
     for clip in clips:
         digest.update(repr((clip.caption, tuple(clip.latents.shape))).encode())

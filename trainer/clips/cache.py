@@ -30,7 +30,7 @@ BATCH = 8  # frames that are encoded at once
 
 
 def cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    """The tensor in the file `path`; computed and written there when the file is missing or damaged."""
+    """Return the tensor in the file `path`; computed and written there when the file is missing or damaged."""
     if path.is_file():
         try:
             return read_tensor(path)
@@ -52,7 +52,7 @@ def read_tensor(path: Path) -> Tensor:
 
 
 def write_tensor(path: Path, tensor: Tensor):
-    """Writes beside `path` and renames, so that the name never stands for half a file."""
+    """Write beside `path` and rename, so that the name never stands for half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid4().hex}")  # a name of its own: other processes may write the same
     try:
@@ -66,13 +66,14 @@ def write_tensor(path: Path, tensor: Tensor):
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
+    """Return SHA-256 of a tensor's bytes."""
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy()).hexdigest()
 
 
 def weights_hash(network: nn.Module) -> str:
-    """SHA-256 of a network's weights, their names, types and shapes, and of the factor that scales its latents."""
+    """Return SHA-256 of a network's weights, their names, types and shapes, and of the factor that scales its
+    latents."""
     state = network.state_dict()
     parts = [[name, str(state[name].dtype), list(state[name].shape), digest(state[name])] for name in sorted(state)]
     scale = getattr(getattr(network, "config", None), "scaling_factor", None)
@@ -80,12 +81,12 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def name_of(*parts) -> str:
-    """A file name for what was made from `parts`."""
+    """Return a file name for what was made from `parts`."""
     return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a clip's bytes, whatever its name is."""
+    """Return SHA-256 of a clip's bytes, whatever its name is."""
     if path.is_dir():
         return name_of([content_hash(picture) for picture in picture_files(path)])
     with path.open("rb") as file:
@@ -120,12 +121,12 @@ def encode_clip(source: Source, fps: float, size: tuple[int, int], vae: nn.Modul
 
 
 def to_network(frames: np.ndarray) -> Tensor:
-    """Turns uint8 (frames, height, width, 3) into float (frames, 3, height, width) in [-1, 1]."""
+    """Turn uint8 (frames, height, width, 3) into float (frames, 3, height, width) in [-1, 1]."""
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def caption_embedding(caption: str, base, folder: Path, encode=encode_captions, weights="") -> Tensor:
-    """The embedding of a caption, (77, width), from the cache in `folder` or encoded now.
+    """Return the embedding of a caption, (77, width), from the cache in `folder` or encoded now.
 
     Args:
         encode: (base, captions) to embeddings (captions, 77, width).
@@ -139,7 +140,7 @@ def caption_embedding(caption: str, base, folder: Path, encode=encode_captions, 
 def training_window(
     latents: Tensor, frames: int, cells: tuple[int, int], generator: Generator, crop="center"
 ) -> Tensor:
-    """Cuts `frames` frames of `cells` (width, height) out of a clip's latents, at a random time.
+    """Cut `frames` frames of `cells` (width, height) out of a clip's latents, at a random time.
 
     The generator is drawn from three times whatever `crop` is, so that changing it changes no other draw.
 

@@ -17,7 +17,8 @@ class Caption:
 
 
 def clip_key(name: str) -> str:
-    """The form in which names from files and from the disk are compared: macOS decomposes, Windows turns slashes."""
+    """Return the form in which names from files and from the disk are compared: macOS decomposes, Windows turns
+    slashes."""
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     return name.removeprefix("./")
 
@@ -30,12 +31,12 @@ def read_text(path: Path) -> str:
 
 
 def read_caption_text(path: Path, name: str) -> Caption:
-    """The caption in a .txt file, on one line."""
+    """Return the caption in a .txt file, on one line."""
     return Caption(clip_key(name).removesuffix(path.suffix), " ".join(read_text(path).split()), name)
 
 
 def read_metadata(path: Path) -> list[Caption]:
-    """The captions in a metadata.jsonl file: one object a line, with file_name and text (or caption)."""
+    """Return the captions in a metadata.jsonl file: one object a line, with file_name and text (or caption)."""
     captions = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
@@ -54,7 +55,7 @@ def parse_line(line: str, path: Path, number: int) -> dict:
 
 
 def read_table(path: Path) -> list[Caption]:
-    """The captions in a .csv file with the columns file_name and text (or caption)."""
+    """Return the captions in a .csv file with the columns file_name and text (or caption)."""
     rows = csv.DictReader(read_text(path).splitlines(keepends=True))
     return [caption_of_row(row, f"{path.name}, line {rows.line_num}") for row in rows]
 

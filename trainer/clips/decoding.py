@@ -65,7 +65,7 @@ class Shots:
 
 
 def shots_of(path: Path, fps: float) -> Shots:
-    """The shots of any kind of clip; `fps` is that of a folder of pictures, which knows no times."""
+    """Return the shots of any kind of clip; `fps` is that of a folder of pictures, which knows no times."""
     if path.is_dir():
         return Shots(folder_shots(path, fps))
     if not path.is_file():
@@ -76,7 +76,7 @@ def shots_of(path: Path, fps: float) -> Shots:
 
 
 def sample(shots: Shots, fps: float, start: float = 0.0) -> Iterator[Image.Image]:
-    """Yields the picture that is on screen at `start`, `start` + 1 / `fps`, ... to the end, converting no others."""
+    """Yield the picture that is on screen at `start`, `start` + 1 / `fps`, ... to the end, converting no others."""
     wanted = 0
     for shot, following in pairwise(chain(shots, [None])):
         end = following.time if following else shot.time + shot.duration
@@ -88,7 +88,8 @@ def sample(shots: Shots, fps: float, start: float = 0.0) -> Iterator[Image.Image
 
 
 def video_shots(path: Path) -> Iterator[Shot]:
-    """The shots of a video, up to its end or to the first damage; a frame without a time follows the one before."""
+    """Return the shots of a video, up to its end or to the first damage; a frame without a time follows the one
+    before."""
     try:
         # no other protocol, so that a playlist in the guise of a video opens nothing
         container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
@@ -114,7 +115,7 @@ def video_shots(path: Path) -> Iterator[Shot]:
 
 
 def intact_frames(container, stream) -> Iterator[av.VideoFrame]:
-    """Decodes until the end; raises Damage where a frame is broken: those after it are built on it."""
+    """Decode until the end; raise Damage where a frame is broken: those after it are built on it."""
     good = False
     try:
         for frame in container.decode(stream):
@@ -133,7 +134,8 @@ def upright_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
 
 
 def upright(frame: av.VideoFrame, aspect: float) -> Image.Image:
-    """A frame as RGB with square pixels, turned as its display matrix says (which FFmpeg leaves to the player)."""
+    """Return a frame as RGB with square pixels, turned as its display matrix says (which FFmpeg leaves to the
+    player)."""
     picture = frame.to_image()
     if aspect != 1:
         picture = picture.resize((max(1, round(frame.width * aspect)), frame.height), Image.Resampling.BICUBIC)
@@ -143,7 +145,7 @@ def upright(frame: av.VideoFrame, aspect: float) -> Image.Image:
 
 
 def animation_shots(path: Path) -> Iterator[Shot]:
-    """The shots of a GIF, WebP, APNG or AVIF; transparent pixels are white."""
+    """Return the shots of a GIF, WebP, APNG or AVIF; transparent pixels are white."""
     with open_picture(path) as image:
         time = 0.0
         for number in count():
@@ -161,7 +163,7 @@ def animation_shots(path: Path) -> Iterator[Shot]:
 
 
 def folder_shots(folder: Path, fps: float) -> Iterator[Shot]:
-    """The shots of a folder of numbered pictures, one every 1 / `fps` seconds."""
+    """Return the shots of a folder of numbered pictures, one every 1 / `fps` seconds."""
     files = picture_files(folder)
     if not files:
         raise ClipError("a folder without clips or pictures")
@@ -171,7 +173,7 @@ def folder_shots(folder: Path, fps: float) -> Iterator[Shot]:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The numbered pictures of a folder in natural order; none where the folder holds other clips or folders."""
+    """Return the numbered pictures of a folder in natural order; none where the folder holds other clips or folders."""
     files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix.lower() not in BESIDE]
     if not all(path.suffix.lower() in STILLS and re.search(r"\d", path.stem) and path.is_file() for path in files):
         return []
@@ -180,12 +182,12 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def natural_key(name: str) -> list:
-    """Sorts "clip 10" after "clip 9"."""
+    """Sort "clip 10" after "clip 9"."""
     return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", name)]
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a picture moves by itself; one that cannot be opened does not."""
+    """Tell whether a picture moves by itself; one that cannot be opened does not."""
     try:
         with open_picture(path) as image:
             return getattr(image, "is_animated", False)
@@ -209,7 +211,7 @@ def load_still(path: Path) -> Image.Image:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """The picture as RGB, its transparent pixels white."""
+    """Return the picture as RGB, its transparent pixels white."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     picture = image.convert("RGBA")
@@ -217,7 +219,7 @@ def opaque(image: Image.Image) -> Image.Image:
 
 
 def cover(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scales a picture, keeping its aspect, to the smallest size that covers `size` (width, height, multiples of 8).
+    """Scale a picture, keeping its aspect, to the smallest size that covers `size` (width, height, multiples of 8).
 
     Its own width and height are multiples of 8 as well, so that it can be encoded whole and cropped by cells; less
     than 8 pixels are lost at the middle's two sides.

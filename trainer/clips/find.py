@@ -56,7 +56,7 @@ class DecodedClip:
 
 
 def find_clips(folder: Path, caption: str | None = None) -> list[Source]:
-    """Finds every clip below `folder` (or `folder` itself, a video or a folder of pictures), in natural order.
+    """Find every clip below `folder` (or `folder` itself, a video or a folder of pictures), in natural order.
 
     Args:
         caption: one caption for all; without it captions come from the files beside the clips.
@@ -89,7 +89,7 @@ def sources_of(folder: Path, files: list[Path], caption: str | None) -> list[Sou
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder; a folder of pictures counts as one file, a link back to where we are as well."""
+    """Return the files below a folder; a folder of pictures counts as one file, a link back to where we are as well."""
     if picture_files(folder):
         yield folder
         return
@@ -122,7 +122,7 @@ def read_captions(folder: Path, files: list[Path]) -> list[Caption]:
 
 
 def captioned(folder: Path, clips: dict[str, Path], captions: list[Caption]) -> list[Source]:
-    """Gives each clip its caption; what does not match becomes a source with a problem."""
+    """Give each clip its caption; what does not match becomes a source with a problem."""
     known = {}
     for name in clips:
         for key in (clip_key(name), clip_key(name).removesuffix(Path(name).suffix)):
@@ -149,7 +149,7 @@ def source_of(path: Path, name: str, captions: list[Caption]) -> Source:
 
 
 def decode(source: Source, fps: float, frames: int | None = None, start: float = 0.0, size=None) -> DecodedClip:
-    """Reads a clip once from its beginning and keeps the frame that is on screen at `start` + k / `fps` seconds.
+    """Read a clip once from its beginning and keep the frame that is on screen at `start` + k / `fps` seconds.
 
     Args:
         frames: how many to read; None: all there are.
@@ -177,13 +177,13 @@ def decode(source: Source, fps: float, frames: int | None = None, start: float =
 
 
 def too_short(seconds: float, have: int, fps: float, need: int, note: str = "") -> str:
-    """Says what a clip has and what is needed of it."""
+    """Say what a clip has and what is needed of it."""
     text = f"too short: {seconds:.2f} s are {have} frames at {fps:g} fps; {need} frames ({need / fps:.2f} s) are needed"
     return f"{text} ({note})" if note else text
 
 
 def fit(frames: np.ndarray, size: tuple[int, int], offset: tuple[int, int] | None = None) -> np.ndarray:
-    """Scales frames to cover `size` and crops them to it, at their middle or at `offset` (left, top) pixels.
+    """Scale frames to cover `size` and crop them to it, at their middle or at `offset` (left, top) pixels.
 
     Args:
         frames: uint8 (frames, height, width, 3); what `decode` covered with the same size is only cropped.

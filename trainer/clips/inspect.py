@@ -60,7 +60,7 @@ def inspect(source: Source, form: ClipFormat) -> ClipReport:
 
 
 def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
-    """The sources of the clips that can be used.
+    """Return the sources of the clips that can be used.
 
     Raises:
         ValueError: some cannot and `skip_bad` is off, or none can; every one is named with its reason.
@@ -80,7 +80,7 @@ def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
 
 
 def table(reports: list[ClipReport]) -> str:
-    """The reports as text, a line each below a head."""
+    """Return the reports as text, a line each below a head."""
     head = ("clip", "seconds", "fps", "size", "frames", "flow %", "diff", "caption", "status")
     rows = [head, *map(cells, reports)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
@@ -110,7 +110,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def write_sheet(reports: list[ClipReport], path: Path, columns: int = 8) -> None:
-    """The contact sheet of what training sees; the clips that cannot be used come with the reason."""
+    """Return the contact sheet of what training sees; the clips that cannot be used come with the reason."""
     contact_sheet([(label(report), None if report.problem else report.window) for report in reports], path, columns)
 
 

@@ -56,11 +56,11 @@ class Shard(ABC):
 
     @abstractmethod
     def stamp(self) -> str:
-        """Tells whether this is the same data as before, as far as that shows without reading all of it."""
+        """Tell whether this is the same data as before, as far as that shows without reading all of it."""
 
 
 def shards_of(videos: Path | str, caption: str | None = None) -> list[Shard]:
-    """Finds the tar files, tables and folders that make up a set, in natural order.
+    """Find the tar files, tables and folders that make up a set, in natural order.
 
     Args:
         videos: a tar file, a table (.csv, .jsonl), a clip, or a folder: of tar files, with tables in it, or of clips.
@@ -93,7 +93,7 @@ def expanded(videos: Path) -> list[str]:
 
 
 def parts_of(path: Path, folder: Path, prefix: str, caption: str | None) -> Sequence[Shard]:
-    """The tar files if there are any, or else the tables, or else the clips, of a folder or one file."""
+    """Return the tar files if there are any, or else the tables, or else the clips, of a folder or one file."""
     below = (file for files in directories(path) for file in files) if path == folder else ()
     files = [file for file in below if IN_FOLDERS.search(file.name)] or [path]
     if packed := [file for file in files if PACKED.search(file.name)]:
@@ -131,7 +131,7 @@ class Folder(Shard):
                 yield replace(source, name=self.named(source.name))
 
     def stamp(self) -> str:
-        """A hash of the files' names; 100,000 of them may lie far away, and are not read."""
+        """Return a hash of the files' names; 100,000 of them may lie far away, and are not read."""
         digest = blake2b(digest_size=16)
         for files in directories(self.path) if self.path == self.folder else [[self.path]]:
             for file in files:
@@ -139,7 +139,7 @@ class Folder(Shard):
         return digest.hexdigest()
 
     def samples(self, files: list[Path]) -> list[Source]:
-        """The clips among files that belong together, and captions of clips that are not there."""
+        """Return the clips among files that belong together, and captions of clips that are not there."""
         clips = {clip_name(file, self.folder): file for file in files if is_clip(file)}
         if self.caption is not None:
             sources = [Source(path, name, self.caption) for name, path in clips.items()]
@@ -153,7 +153,7 @@ class Folder(Shard):
 
 
 def directories(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[list[Path]]:
-    """The files in a folder, and then those in each folder of it, in natural order.
+    """Return the files in a folder, and then those in each folder of it, in natural order.
 
     What `find_clips` takes for one clip counts as a file: a folder of pictures, an empty one, a link back.
     """
@@ -172,7 +172,7 @@ def visible(folder: Path) -> list[Path]:
 
 
 def is_branch(path: Path) -> bool:
-    """Whether a path is a folder to look for clips in: neither a file, nor empty, nor itself a clip."""
+    """Tell whether a path is a folder to look for clips in: neither a file, nor empty, nor itself a clip."""
     return path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()) and not picture_files(path)
 
 
@@ -181,7 +181,7 @@ def is_clip(path: Path) -> bool:
 
 
 def groups(files: list[Path]) -> Iterable[list[Path]]:
-    """Clips with the text files that may be their captions, so that the captions of others need not be read."""
+    """Return clips with the text files that may be their captions, so that the captions of others need not be read."""
     stems = {clip_key(file.name): stem(file) for file in files if is_clip(file)}
     found = {}
     for file in files:
@@ -210,7 +210,7 @@ class Table(Shard):
         return content_hash(self.path)
 
     def rows(self) -> Iterator[tuple[int, dict | str]]:
-        """The number of each line with its row, or with its text where that is JSON."""
+        """Return the number of each line with its row, or with its text where that is JSON."""
         number = 0
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
@@ -243,7 +243,8 @@ class Table(Shard):
 
 
 def leads_outside(name: str) -> bool:
-    """Whether a name is anything but a path downwards, on any system: absolute, with a drive, with "..", or empty."""
+    """Tell whether a name is anything but a path downwards, on any system: absolute, with a drive, with "..", or
+    empty."""
     path = PureWindowsPath(name)  # which knows both slashes
     return not path.parts or bool(path.anchor) or ".." in path.parts
 
@@ -261,7 +262,7 @@ class Tar(Shard):
 
 @contextmanager
 def opened(source: Source) -> Iterator[Source]:
-    """The source with a path that can be decoded for as long as the context lasts.
+    """Return the source with a path that can be decoded for as long as the context lasts.
 
     Raises:
         ClipError: there is no such clip.
@@ -276,7 +277,7 @@ def opened(source: Source) -> Iterator[Source]:
 
 
 def on_disk(path: Path) -> Path:
-    """The path as the disk spells it: composed, as names in tables come here, or decomposed as on macOS."""
+    """Return the path as the disk spells it: composed, as names in tables come here, or decomposed as on macOS."""
     there = next(parent for parent in path.parents if parent.exists())
     rest = path.relative_to(there).as_posix()
     for name in (rest, unicodedata.normalize("NFD", rest)):
@@ -286,7 +287,7 @@ def on_disk(path: Path) -> Path:
 
 
 def set_hash(shards: Iterable[Shard]) -> str:
-    """Tells whether two runs read the same set, as far as that shows quickly.
+    """Tell whether two runs read the same set, as far as that shows quickly.
 
     By the sizes and the beginnings of tar files, the contents of tables, the names of files in folders.
     """

@@ -40,7 +40,7 @@ class Loader:
     text_of: Callable[[str], Tensor]
 
     def __call__(self, source: Source) -> TrainingClip:
-        """Raises ClipError where the sample cannot be used."""
+        """Raise ClipError where the sample cannot be used."""
         if source.problem:
             raise ClipError(source.problem)
         with opened(source) as clip:
@@ -104,7 +104,7 @@ class ClipStream:
                 return clip
 
     def skip_to(self, position: int) -> None:
-        """Goes on after `position` samples as if they had been taken one by one; decodes none of them."""
+        """Go on after `position` samples as if they had been taken one by one; decode none of them."""
         if position < self.position:
             raise ValueError(f"the stream is at {self.position} and cannot go back to {position}; make a new one")
         while self.position < position:
@@ -116,7 +116,7 @@ class ClipStream:
                 self.take()
 
     def begin(self, epoch: int) -> None:
-        """Starts an epoch at the present position."""
+        """Start an epoch at the present position."""
         self.epoch, self.first, self.fruitful = epoch, self.position, False
         assigned, places = assign_shards(len(self.shards), self.seed, epoch, self.rank, self.world)
         samples = chain.from_iterable(self.shards[number] for number in assigned)
@@ -124,7 +124,7 @@ class ClipStream:
         self.samples = shuffled(mine, self.buffer, generator_for(self.seed, "samples", epoch, self.rank))
 
     def take(self) -> Source:
-        """The next sample, of this epoch or of the next one that has any."""
+        """Return the next sample, of this epoch or of the next one that has any."""
         for _ in range(self.world + 1):  # so many epochs show every sample to every process
             source = next(self.samples, None)
             if source is not None:
@@ -134,7 +134,7 @@ class ClipStream:
         raise ValueError("the set of clips is empty")
 
     def size_of_epoch(self) -> int | None:
-        """How many samples this epoch has, where all of its shards were once read to their end."""
+        """Count the samples of this epoch, where all of its shards were once read to their end."""
         assigned, places = assign_shards(len(self.shards), self.seed, self.epoch, self.rank, self.world)
         sizes = [self.shards[number].size for number in assigned]
         return None if None in sizes else len(range(sum(sizes))[places])
@@ -147,7 +147,7 @@ class ClipStream:
             self.skipped[source.name] = str(error)
 
     def check_set(self) -> None:
-        """Makes sure, after an epoch without a clip, that the set has one: another epoch may bring it here."""
+        """Make sure, after an epoch without a clip, that the set has one: another epoch may bring it here."""
         problems = []
         for source in every_sample(self.shards):
             try:
@@ -175,7 +175,7 @@ class Counted:
 
 
 def assign_shards(shards: int, seed: int, epoch: int, rank: int, world: int) -> tuple[list[int], slice]:
-    """Which shards a process reads in an epoch, in order, and which samples of them all together.
+    """Return the shards that a process reads in an epoch, in order, and which samples of them all together.
 
     Whole shards where there is one for every process; every sample of them. Otherwise all shards, and every world-th
     sample, others in the next epoch.
@@ -187,7 +187,7 @@ def assign_shards(shards: int, seed: int, epoch: int, rank: int, world: int) -> 
 
 
 def shuffled(samples: Iterable[Source], buffer: int, generator: Generator) -> Iterator[Source]:
-    """The samples, each drawn from among the next `buffer` that are left."""
+    """Return the samples, each drawn from among the next `buffer` that are left."""
     waiting = []
     for sample in samples:
         if len(waiting) < buffer:
@@ -201,7 +201,7 @@ def shuffled(samples: Iterable[Source], buffer: int, generator: Generator) -> It
 
 
 def every_sample(shards: Iterable[Iterable[Source]]) -> Iterator[Source]:
-    """All samples in the order in which they lie there, whatever the seed."""
+    """Return all samples in the order in which they lie there, whatever the seed."""
     return chain.from_iterable(shards)
 
 
@@ -217,7 +217,7 @@ def none_left(held_out: int, problems: Sequence[str]) -> str:
 def first_usable(
     shards: Sequence[Shard], count: int, load: Callable[[Source], TrainingClip], skip_bad: bool = False
 ) -> list[TrainingClip]:
-    """The first `count` clips of a set in its own order, or all there are; the same for every process and seed.
+    """Return the first `count` clips of a set in its own order, or all there are; the same for every process and seed.
 
     Raises:
         ValueError: none can be used, or one before them cannot and `skip_bad` is off.
@@ -241,7 +241,7 @@ def first_usable(
 
 
 def peek(shards: Sequence[Shard], count: int, form: ClipFormat) -> list[ClipReport]:
-    """What is known of the first `count` samples of a set, which are decoded but not encoded."""
+    """Report on the first `count` samples of a set, which are decoded but not encoded."""
     first = islice(every_sample(shards), count)
     return [report(source, form) for source in tqdm(first, desc="reading clips", unit="clip", leave=False)]
 

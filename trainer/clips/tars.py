@@ -39,7 +39,8 @@ class Member(Source):
 
 
 def tar_samples(path: Path, name: str, caption: str | None = None) -> Iterator[Source]:
-    """The samples of a tar file in its order, at least one: what is wrong with a sample or the file is its problem.
+    """Return the samples of a tar file in its order, at least one: what is wrong with a sample or the file is its
+    problem.
 
     Args:
         name: of the tar file, with which those of its samples begin.
@@ -62,7 +63,7 @@ def tar_samples(path: Path, name: str, caption: str | None = None) -> Iterator[S
 
 
 def plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar file; links, devices and files with holes are passed over.
+    """Return the files in a tar file; links, devices and files with holes are passed over.
 
     Raises:
         tarfile.ReadError: it does not end as it should.
@@ -100,7 +101,7 @@ def sample_of(path: Path, name: str, parts: dict[str, tarfile.TarInfo], tar: Bin
 
 
 def caption_in(parts: dict[str, tarfile.TarInfo], tar: BinaryIO) -> str:
-    """The caption of a sample, on one line; a .txt counts before a .json, which may hold much else.
+    """Return the caption of a sample, on one line; a .txt counts before a .json, which may hold much else.
 
     Raises:
         ValueError: there is none, or what is there is none.
@@ -135,7 +136,7 @@ def text_of_json(content: str) -> str:
 
 @contextmanager
 def unpacked(member: Member) -> Iterator[Path]:
-    """A file with the bytes of a clip, for as long as the context lasts.
+    """Return a file with the bytes of a clip, for as long as the context lasts.
 
     Raises:
         ClipError: they are not there any more.

@@ -25,7 +25,7 @@ log = logging.getLogger("stillmotion")
 
 
 def convert(options: ConvertOptions) -> None:
-    """Reads, merges and writes; every file is read back before it is called done."""
+    """Read, merge and write; every file is read back before it is called done."""
     info, tensors = read_motion_module(options.input)
     log.info("%s: %s", options.input, described(info))
     if said := animatediff.remark(info):
@@ -50,7 +50,7 @@ def with_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor], stren
 
 
 def export(options: ConvertOptions, info: MotionInfo, tensors: Mapping[str, Tensor]) -> None:
-    """Writes the form of another program, reads it back, and says where that program will do something else."""
+    """Write the form of another program, read it back, and say where that program will do something else."""
     try:
         if options.to == "animatediff":
             form = animatediff.FORMAT
@@ -66,7 +66,7 @@ def export(options: ConvertOptions, info: MotionInfo, tensors: Mapping[str, Tens
 
 
 def warn_of_differences(info: MotionInfo, found: MotionInfo, form: Format) -> None:
-    """Of what the format cannot say and its programs assume."""
+    """Warn of what the format cannot say and its programs assume."""
     if info.config.temporal.norm_scope != form.norm_scope:
         log.warning(
             "Its blocks normalise over each %s, those of %s over each %s: pictures will be like those of this file,"

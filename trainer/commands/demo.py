@@ -24,7 +24,7 @@ GUIDANCE = 4.0  # more is too much for a base that has seen so little
 
 
 def demo(options: DemoOptions) -> None:
-    """Makes a base, draws clips of one motion, learns it, and samples with and without what was learnt."""
+    """Make a base, draw clips of one motion, learn it, and sample with and without what was learnt."""
     base = options.base or options.output / "base.safetensors"
     if options.base is None and not base.exists():
         log.info("1 of 4: a base model to learn with")
@@ -38,7 +38,7 @@ def demo(options: DemoOptions) -> None:
 
 
 def draw_clips(folder: Path, options: DemoOptions) -> Path:
-    """Writes clips of the motion with their captions, each of another shape, colour and ground.
+    """Write clips of the motion with their captions, each of another shape, colour and ground.
 
     Those that are there stay: H.264 is not the same twice, and a run goes on with the clips that it began with alone.
     """

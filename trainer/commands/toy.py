@@ -29,7 +29,7 @@ COLUMNS, ROWS = 8, 5
 
 
 def make_toy(options: ToyOptions) -> None:
-    """Trains an autoencoder, then a U-Net, and writes the checkpoint and a contact sheet beside it."""
+    """Train an autoencoder, then a U-Net, and write the checkpoint and a contact sheet beside it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = new_toy(options, device)
 
@@ -52,7 +52,7 @@ def make_toy(options: ToyOptions) -> None:
 
 
 def new_toy(options: ToyOptions, device: str) -> Base:
-    """The toy before its U-Net is trained; with 0 steps its autoencoder is not trained either."""
+    """Return the toy before its U-Net is trained; with 0 steps its autoencoder is not trained either."""
     vae = train_autoencoder(options.autoencoder_steps if options.steps else 0, options.seed, device)
     generator = Generator().manual_seed(options.seed)
     unet, text_encoder = new_unet(options.unet, generator), new_text_encoder(generator)
@@ -62,7 +62,7 @@ def new_toy(options: ToyOptions, device: str) -> Base:
 
 
 def toy_metadata(options: ToyOptions) -> dict[str, str]:
-    """What the file says of itself: the model metadata standard (modelspec 1.0.0), and how it was made."""
+    """Describe the file by the model metadata standard (modelspec 1.0.0), and how it was made."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
@@ -79,7 +79,7 @@ def toy_metadata(options: ToyOptions) -> dict[str, str]:
 
 
 def show_toy(base: Base, options: ToyOptions) -> None:
-    """Writes the contact sheet and logs how often colour, shape and ground are those of the caption."""
+    """Write the contact sheet and log how often colour, shape and ground are those of the caption."""
     rows = []
     for name, scenes in zip(("seen", "held out"), split_scenes()):
         order = torch.randperm(len(scenes), generator=Generator().manual_seed(options.seed))
@@ -95,5 +95,5 @@ def show_toy(base: Base, options: ToyOptions) -> None:
 
 
 def label(name: str, scenes: list[Scene]) -> str:
-    """The captions of a row of pictures in short, from left to right, one a line."""
+    """Return the captions of a row of pictures in short, from left to right, one a line."""
     return "\n".join([f"{name}:", *(f"{scene.colour} {scene.shape} on {scene.ground}" for scene in scenes)])

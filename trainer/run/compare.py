@@ -33,13 +33,13 @@ class Sample:
         return x_t_slice(torch.from_numpy(self.frames)).numpy()
 
     def __str__(self) -> str:
-        """Frame difference in latents, and motion as mean optical flow: a clip that stands still has zeros."""
+        """Return frame difference in latents, and motion as mean optical flow: a clip that stands still has zeros."""
         difference, flow = mean_frame_difference(self.latents), motion_amount(self.frames).flow
         return f"{self.name}: latent frame difference {difference:.3f}, optical flow {flow:.2f} % of the width"
 
 
 def load_motion(base: Base, motion: Path | None) -> InflatedUNet:
-    """A copy of the base's U-Net with a motion file on it, or without one.
+    """Return a copy of the base's U-Net with a motion file on it, or without one.
 
     Raises:
         MotionFileError: the file cannot be used with this base.

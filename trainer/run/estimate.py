@@ -73,7 +73,7 @@ def estimate_memory(
     eight_bit: bool,
     accumulation: int = 1,
 ) -> Memory:
-    """What a step of `rows` = (clips, frames), so many times, with latents of `cells` = (width, height) takes.
+    """Estimate a step of `rows` = (clips, frames), so many times, with latents of `cells` = (width, height).
 
     Of weights that are divided among processes it is this one's share; what is gathered for a moment is not counted.
     """
@@ -91,7 +91,7 @@ def estimate_memory(
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """Of what this process has of a tensor."""
+    """Count the bytes of what this process has of a tensor."""
     own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return own.numel() * own.element_size()
 
@@ -99,7 +99,7 @@ def bytes_of(tensor: Tensor) -> int:
 def measure_activations(
     objective: Denoising, rows: tuple[int, int], cells: tuple[int, int], accumulating: bool = False
 ) -> int:
-    """The most bytes alive at once in a forward and backward pass, gradients included, beside the weights.
+    """Return the most bytes alive at once in a forward and backward pass, gradients included, beside the weights.
 
     Where batches are accumulated, the gradients of the one before are there from the start; then they do not count.
 
@@ -119,7 +119,7 @@ def measure_activations(
 
 @contextmanager
 def shapes_only(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
-    """Inside, the weights and buffers of a model have a shape and no data. (`torch.func.functional_call` would end
+    """Give the weights and buffers of a model a shape and no data inside. (`torch.func.functional_call` would end
     before the backward pass, which still needs them where layers are recomputed.) None is divided among processes, and
     the hooks that would gather them are off."""
     modules = list(model.modules())
@@ -183,7 +183,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def time_step(step: Callable[[], Tensor], repeats: int = 2) -> float:
-    """Seconds of the last of `repeats` runs of `step`, which returns its loss; the first one also loads kernels."""
+    """Return seconds of the last of `repeats` runs of `step`, which returns its loss; the first one also loads
+    kernels."""
     seconds = 0.0
     for _ in range(repeats):
         began = time.perf_counter()
@@ -193,7 +194,7 @@ def time_step(step: Callable[[], Tensor], repeats: int = 2) -> float:
 
 
 def advice(memory: Memory, free: int, *, checkpointing: bool, precision: str) -> str | None:
-    """What to change where a run will not fit into `free` bytes, None where it will."""
+    """Say what to change where a run will not fit into `free` bytes, None where it will."""
     if memory.total <= 0.95 * free:
         return None
     tries = ["--checkpointing"] if not checkpointing else []

@@ -28,7 +28,7 @@ NOTHING_LEARNED = 1e-5
 
 @contextmanager
 def averaged_weights(training: Training) -> Iterator[None]:
-    """Inside, the inflation has the weights that will be exported: their running mean, where there is one."""
+    """Put the weights that will be exported into the inflation inside: EMA weights, where there are any."""
     if training.average is None or not training.average.n_averaged:
         yield
         return
@@ -41,7 +41,7 @@ def averaged_weights(training: Training) -> Iterator[None]:
 
 
 def exported_weights(training: Training) -> dict[str, Tensor]:
-    """The tensors of the motion file, on the first process: the running mean of the weights where there is one.
+    """Return the tensors of the motion file, on the first process: EMA weights where there are any.
 
     All processes must call it.
     """
@@ -51,7 +51,7 @@ def exported_weights(training: Training) -> dict[str, Tensor]:
 
 
 def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) -> None:
-    """Writes the motion file and opens it with the nodes' own reader, for the U-Net it was trained on.
+    """Write the motion file and open it with the nodes' own reader, for the U-Net it was trained on.
 
     Raises:
         OSError: it could not be written; an older file is untouched.
@@ -66,14 +66,14 @@ def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) 
 
 
 def fresh_inflation(config: InflationConfig, structure: Structure, seed: int) -> Inflation:
-    """A new inflation, the same for the same seed, on the CPU."""
+    """Return a new inflation, the same for the same seed, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Inflation(config, structure)
 
 
 def delta_rms(tensors: Mapping[str, Tensor], fresh: Inflation) -> dict[str, float]:
-    """How far each module `<site>.<part>` is from a fresh one: root mean square over its numbers."""
+    """Return how far each module `<site>.<part>` is from a fresh one: root mean square over its numbers."""
     return {path: rms(deltas(path, tensors, part)) for path, part in fresh.parts()}
 
 
@@ -87,7 +87,7 @@ def rms(x: Tensor) -> float:
 
 
 def report_deltas(modules: Mapping[str, float]) -> dict[str, float]:
-    """Logs the delta of each module, and returns the mean of each part; warns of modules that learned nothing."""
+    """Log the delta of each module, and return the mean of each part; warn of modules that learned nothing."""
     parts: dict[str, list[float]] = {}
     for path, delta in modules.items():
         parts.setdefault(path.rpartition(".")[2], []).append(delta)

@@ -66,7 +66,7 @@ class Milestones:
         self.run_log.numbers(report.step, **numbers, **parts, seconds=round(report.seconds, 4))
 
     def measure(self) -> None:
-        """Logs the fixed-noise loss of the weights that would be exported now."""
+        """Log the fixed-noise loss of the weights that would be exported now."""
         with averaged_weights(self.training):
             loss = fixed_noise_loss(self.training, self.measured)
         name = MEASURED[self.options.held_out > 0]
@@ -74,7 +74,7 @@ class Milestones:
         log.info("step %d: %s %.5f", self.training.step, name.replace("_", " "), loss)
 
     def show(self) -> None:
-        """Writes a preview and logs how much its frames differ from one another."""
+        """Write a preview and log how much its frames differ from one another."""
         latents = sample_preview(self.training, self.preview, sampling_of(self.options, self.training.plan.schedule))
         if not self.training.accelerator.is_main_process:
             return
@@ -85,7 +85,7 @@ class Milestones:
         write_preview(self.options.output / "previews", f"step-{step:06d}", label, frames, self.options.fps)
 
     def save(self) -> None:
-        """Writes the state to resume from and the motion file as it is now, then deletes what is too old."""
+        """Write the state to resume from and the motion file as it is now, then delete what is too old."""
         folder, step = saves_of(self.options), self.training.step
         state, tensors = state_of(self.training, self.facts), exported_weights(self.training)
         if not self.training.accelerator.is_main_process:
@@ -112,7 +112,7 @@ def saves_of(options: TrainOptions) -> Path:
 
 
 def last_save(options: TrainOptions) -> Path | None:
-    """The newest save in the run's folder, None where there is nothing to resume.
+    """Return the newest save in the run's folder, None where there is nothing to resume.
 
     Raises:
         ValueError: there is a run in the folder, and nobody asked to resume it; or it is no folder.
@@ -128,5 +128,5 @@ def last_save(options: TrainOptions) -> Path | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a GPU; unknown elsewhere."""
+    """Return bytes that are free on a GPU; unknown elsewhere."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

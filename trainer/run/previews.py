@@ -33,7 +33,7 @@ class Preview:
 
 
 def first_frame_of(clip: TrainingClip, cells: tuple[int, int]) -> Tensor:
-    """Latents of a clip's first frame, (4, height, width), cropped at its middle to `cells` (width, height)."""
+    """Return latents of a clip's first frame, (4, height, width), cropped at its middle to `cells` (width, height)."""
     return training_window(clip.latents[:1], 1, cells, torch.Generator())[0]
 
 
@@ -55,7 +55,8 @@ def sample_preview(training: Training, preview: Preview, how: Sampling) -> Tenso
 
 @torch.no_grad()
 def decode_clip(vae: Autoencoder, latents: Tensor) -> np.ndarray:
-    """Frames uint8 (frames, height, width, 3); the autoencoder visits the latents' device and goes back to the CPU."""
+    """Return frames uint8 (frames, height, width, 3); the autoencoder visits the latents' device and goes back to the
+    CPU."""
     vae.to(latents.device)
     frames = torch.cat([decode_latents(vae, z[None].to(vae.dtype)).float() for z in latents])
     vae.cpu()

@@ -13,7 +13,8 @@ from ..options import TrainOptions
 
 
 def refused_ways() -> dict[str, bool]:
-    """Ways to divide a model among processes that cannot train here, and whether accelerate was set up for them."""
+    """List ways to divide a model among processes that cannot train here, and whether accelerate was set up for
+    them."""
     fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP")
     return {
         "FSDP version 1": fsdp and os.environ.get("FSDP_VERSION") != "2",
@@ -24,7 +25,7 @@ def refused_ways() -> dict[str, bool]:
 
 
 def this_process() -> PartialState:
-    """This process among those of the run, on the CPU where ACCELERATE_USE_CPU says so.
+    """Return this process among those of the run, on the CPU where ACCELERATE_USE_CPU says so.
 
     Raises:
         ValueError: several processes were started and do not know of one another: each would train alone. Or the
@@ -47,7 +48,7 @@ def this_process() -> PartialState:
 
 
 def resolved_precision(options: TrainOptions) -> str:
-    """Raises ValueError where fp16 was asked for without a GPU."""
+    """Raise ValueError where fp16 was asked for without a GPU."""
     on_gpu = this_process().device.type == "cuda"
     if options.precision == "fp16" and not on_gpu:
         raise ValueError("--precision is fp16, which needs a GPU; fp32 and bf16 work everywhere.")
@@ -59,7 +60,7 @@ def resolved_precision(options: TrainOptions) -> str:
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
-    """Raises ValueError where what trains is to be divided and an optimiser was asked for that needs whole weights."""
+    """Raise ValueError where what trains is to be divided and an optimiser was asked for that needs whole weights."""
     divides = parse_flag_from_env("ACCELERATE_USE_FSDP")
     if options.eight_bit and divides:
         raise ValueError(

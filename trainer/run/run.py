@@ -100,14 +100,14 @@ def plan_of(session: Session, **others) -> Plan:
 
 
 def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> InflatedUNet:
-    """The frozen U-Net in the type it computes in, with what trains, in float32."""
+    """Return the frozen U-Net in the type it computes in, with what trains, in float32."""
     if options.precision != "fp32":
         nn.Module.to(base.unet, TYPES[options.precision])  # diffusers' own warns of layers that are not there
     return InflatedUNet(base.unet, inflation, checkpointing=options.checkpointing)
 
 
 def new_training(options: TrainOptions, accelerator: Accelerator, objective: Denoising) -> Training:
-    """A run at step 0."""
+    """Start a run at step 0."""
     schedule = Schedule(options.steps, options.learning_rate, options.warm_up)
     return start_training(
         accelerator,
@@ -127,7 +127,7 @@ FREE_TO_CHANGE = {
 
 
 def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, base_hash: str) -> dict:
-    """What a resumed run must have in common with the interrupted one; clips and base count by their content."""
+    """Return what a resumed run must have in common with the interrupted one; clips and base count by their content."""
     matter = {name: value for name, value in options.model_dump(mode="json").items() if name not in FREE_TO_CHANGE}
     return {
         **matter,
@@ -138,7 +138,7 @@ def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, 
 
 
 def resume(training: Training, save: Path, facts: dict) -> None:
-    """Puts a run where its save left it. Raises ValueError where it is not the same run."""
+    """Put a run where its save left it. Raise ValueError where it is not the same run."""
     state = read_state(save)
     check_same_facts(save, facts_of(state), facts)
     restore(training, state)
@@ -146,7 +146,7 @@ def resume(training: Training, save: Path, facts: dict) -> None:
 
 
 def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> None:
-    """Logs the memory a step will take before the first one runs, then how long it took and the run will take.
+    """Log the memory a step will take before the first one runs, then how long it took and the run will take.
 
     Raises:
         ValueError: the step did not fit into the GPU's memory.
@@ -177,7 +177,8 @@ def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> 
 
 
 def start_log(options: TrainOptions, training: Training, clips: Sequence[str], held_out: Sequence[str]) -> RunLog:
-    """The run's log, with a first line that says what it learns from: names of clips, or of parts of a large set."""
+    """Return the run's log, with a first line that says what it learns from: names of clips, or of parts of a large
+    set."""
     run_log = RunLog(options.output, training.accelerator, training.step)
     training.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": training.step + 1}})
     run_log.event(
@@ -192,7 +193,7 @@ def start_log(options: TrainOptions, training: Training, clips: Sequence[str], h
 
 
 def motion_info(options: TrainOptions, training: Training, captions: Sequence[str]) -> MotionInfo:
-    """What the motion file says of itself; of paths it keeps the last name, it is made to be shared.
+    """Describe the motion file; of paths it keeps the last name, it is made to be shared.
 
     Not whether the run was interrupted: its file says the same.
     """
@@ -220,7 +221,7 @@ def run(
     start: Inflation,
     position: Callable[[], int] = lambda: 0,
 ) -> None:
-    """Trains to the last step, or to a request to stop, and exports.
+    """Train to the last step, or to a request to stop, and export.
 
     Args:
         start: the inflation as it was before the first step.
@@ -246,7 +247,7 @@ def run(
 
 
 def check_together(options: TrainOptions, training: Training) -> None:
-    """Makes sure that every process, on whatever machine, found the same save."""
+    """Make sure that every process, on whatever machine, found the same save."""
     steps = training.accelerator.gather(torch.tensor([training.step], device=training.accelerator.device))
     if steps.min() < steps.max():
         raise ValueError(
@@ -256,7 +257,7 @@ def check_together(options: TrainOptions, training: Training) -> None:
 
 
 def export(options: TrainOptions, training: Training, milestones: Milestones, start: Inflation) -> None:
-    """Writes the motion file, opens it as the nodes do, says how far it moved, and writes a workflow that uses it."""
+    """Write the motion file, open it as the nodes do, say how far it moved, and write a workflow that uses it."""
     name, tensors, info = run_name(options), exported_weights(training), milestones.info
     if not training.accelerator.is_main_process:
         return

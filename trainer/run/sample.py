@@ -26,7 +26,7 @@ Model = Callable[[Tensor, Tensor, Tensor, Clip], Tensor]
 
 
 def ddim(schedule: NoiseSchedule = "scaled_linear") -> DDIMScheduler:
-    """DDIM on a schedule of Stable Diffusion 1.5's betas, with that model's own settings."""
+    """Return DDIM on a schedule of Stable Diffusion 1.5's betas, with that model's own settings."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -38,7 +38,7 @@ def ddim(schedule: NoiseSchedule = "scaled_linear") -> DDIMScheduler:
 
 
 def starting_noise(seed: int, frames: int, cells: tuple[int, int]) -> Tensor:
-    """Independent noise for every frame, (frames, 4, height, width); `cells` is (width, height)."""
+    """Return independent noise for every frame, (frames, 4, height, width); `cells` is (width, height)."""
     return torch.randn(frames, 4, cells[1], cells[0], generator=generator_for(seed, "sample"))
 
 
@@ -58,7 +58,7 @@ class Sampling:
     schedule: NoiseSchedule = "scaled_linear"
 
     def guidance_at(self, sigma: float, sigmas: Tensor) -> float:
-        """CFG scale at a noise level; `sigmas` are those of all timesteps, rising."""
+        """Return CFG scale at a noise level; `sigmas` are those of all timesteps, rising."""
         if self.guidance_early is None:
             return self.guidance
         return cfg_at(sigma, self.guidance_early, self.guidance, sigma_at(EARLY, sigmas))
@@ -115,7 +115,8 @@ def given(x: Tensor, first: Tensor | None) -> Tensor:
 
 
 def guided(predicted: Tensor, frames: int, guidance: float) -> Tensor:
-    """ε = ε_none + guidance (ε_text - ε_none), for rows with the caption and then, where there are any, without."""
+    """Return ε = ε_none + guidance (ε_text - ε_none), for rows with the caption and then, where there are any,
+    without."""
     if len(predicted) == frames:
         return predicted
     with_text, without = predicted.chunk(2)

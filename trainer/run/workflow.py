@@ -14,7 +14,7 @@ TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "few_shot_motion.
 def write_workflow(
     path: Path, base: str, motion: str, info: MotionInfo, caption: str, *, base_is_folder: bool = False
 ) -> None:
-    """Writes the graph of the previews for ComfyUI's editor: checkpoint and motion file to an MP4 and a WebP.
+    """Write the graph of the previews for ComfyUI's editor: checkpoint and motion file to an MP4 and a WebP.
 
     Args:
         base, motion: names as ComfyUI's loaders will list them.
@@ -58,13 +58,13 @@ def _set_sampler(nodes: dict[str, dict], options: dict) -> None:
 
 
 def _load_whole(node: dict, motion: str) -> None:
-    """Files with more than few-shot motion go through the loader for all kinds, which has these widgets."""
+    """Put the loader for all kinds there, which files with more than few-shot motion need; it has these widgets."""
     node["type"] = node["properties"]["Node name for S&R"] = "StillmotionSTUNetLoader"
     node["widgets_values"] = [motion, 1.0, 0, "from file", "", ""]
 
 
 def _load_folder(node: dict) -> None:
-    """Core's loader of diffusers folders has the outputs of the one for files, and the folder's name as its widget.
+    """Put core's loader of diffusers folders there, with the outputs of the one for files and the folder as its widget.
     It recognises models of Stable Diffusion's own shapes alone."""
     node["type"] = node["properties"]["Node name for S&R"] = "DiffusersLoader"
 

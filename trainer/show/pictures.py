@@ -34,7 +34,7 @@ class Motion:
 
 
 def motion_amount(frames: np.ndarray) -> Motion:
-    """Measures motion between neighbouring frames by DIS optical flow (Kroeger et al. 2016, arXiv 1603.03590)."""
+    """Measure motion between neighbouring frames by DIS optical flow (Kroeger et al. 2016, arXiv 1603.03590)."""
     small = [small_grey(frame) for frame in frames]
     pairs = list(zip(small, small[1:]))
     if not pairs:
@@ -53,7 +53,7 @@ def small_grey(frame: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(rows: list[tuple[str, np.ndarray | None]], path: Path, columns: int = 8) -> None:
-    """Writes a PNG with a row for each clip: its label, then evenly spaced frames from the first to the last.
+    """Write a PNG with a row for each clip: its label, then evenly spaced frames from the first to the last.
 
     Args:
         rows: label and frames; without frames the label takes the whole row, for what cannot be shown.
@@ -87,7 +87,7 @@ def draw_row(label: str, frames: np.ndarray | None, columns: int) -> Image.Image
 
 
 def label_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font of the system that knows most scripts, or Pillow's own, which knows English."""
+    """Return a font of the system that knows most scripts, or Pillow's own, which knows English."""
     for name in FONTS:
         try:
             return ImageFont.truetype(name, LETTER)
@@ -109,12 +109,12 @@ def tile(frame: np.ndarray) -> Image.Image:
 
 
 def evenly_spaced(frames: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` frames, the first and the last among them."""
+    """Choose at most `count` frames, the first and the last among them."""
     return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
 
 
 def write_webp(frames: np.ndarray, path: Path, fps: float) -> None:
-    """Writes an animated WebP that repeats for ever."""
+    """Write an animated WebP that repeats for ever."""
     first, *others = (Image.fromarray(frame) for frame in frames)
     ends = [round(1000 * number / fps) for number in range(len(frames) + 1)]  # whole ms that do not add up an error
     stays = [after - before for before, after in zip(ends, ends[1:])]
@@ -122,7 +122,7 @@ def write_webp(frames: np.ndarray, path: Path, fps: float) -> None:
 
 
 def write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
-    """Writes H.264 in MP4; an odd width or height, which H.264 cannot have, gets one more pixel at the edge."""
+    """Write H.264 in MP4; an odd width or height, which H.264 cannot have, gets one more pixel at the edge."""
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with av.open(str(path), "w") as container:

@@ -16,7 +16,7 @@ from .textures import rich_pictures
 
 
 def train_autoencoder(steps: int, seed: int, device: str, batch_size: int = 16) -> AutoencoderTiny:
-    """An autoencoder whose latents are about standard normal; with 0 steps, one with random weights."""
+    """Return an autoencoder whose latents are about standard normal; with 0 steps, one with random weights."""
     generator = Generator().manual_seed(seed)
     with seeded_by(generator):
         vae = AutoencoderTiny().to(device, memory_format=torch.channels_last)
@@ -35,14 +35,14 @@ def train_autoencoder(steps: int, seed: int, device: str, batch_size: int = 16) 
 
 
 def training_pictures(count: int, generator: Generator, size: tuple[int, int] = (64, 64)) -> Tensor:
-    """A quarter shows the toy's own scenes, the rest rich textures, so that real footage decodes too."""
+    """Draw the toy's own scenes for a quarter, and rich textures for the rest, so that real footage decodes too."""
     scenes, _ = random_pictures(all_scenes(), count // 4, size, generator)
     pictures = torch.cat([scenes, rich_pictures(count - count // 4, size, generator)])
     return pictures.contiguous(memory_format=torch.channels_last)
 
 
 def autoencoder_loss(vae: AutoencoderTiny, pictures: Tensor, generator: Generator) -> tuple[Tensor, float]:
-    """The loss, and the plain squared error of the pictures.
+    """Return the loss, and the plain squared error of the pictures.
 
     Noise on the latents makes near latents decode to near pictures, and the last term keeps each channel's mean at 0
     and variance at 1: both are what a diffusion model needs of the space it learns in.
@@ -58,5 +58,5 @@ def autoencoder_loss(vae: AutoencoderTiny, pictures: Tensor, generator: Generato
 
 
 def psnr(squared_error: float) -> float:
-    """Peak signal to noise in dB of pictures in [-1, 1], whose peak is 2."""
+    """Return peak signal to noise in dB of pictures in [-1, 1], whose peak is 2."""
     return 10 * math.log10(4 / squared_error)

@@ -82,25 +82,26 @@ class Scene(NamedTuple):
 
 
 def all_scenes() -> list[Scene]:
-    """Every scene that can be seen, 6 x 8 x 7 = 336: the shape never has the colour of its ground."""
+    """Return every scene that can be seen, 6 x 8 x 7 = 336: the shape never has the colour of its ground."""
     return [Scene(c, s, g) for c, s, g in product(COLOURS, SHAPES, COLOURS) if c != g]
 
 
 def is_held_out(scene: Scene) -> bool:
-    """True for one scene in eight, chosen so that every *pair* of words is still seen in training."""
+    """Tell whether a scene is held out: one in eight, chosen so that every *pair* of words is still seen in
+    training."""
     colours = list(COLOURS)
     place = colours.index(scene.colour) + list(SHAPES).index(scene.shape) + 3 * colours.index(scene.ground)
     return place % 8 == 0
 
 
 def split_scenes() -> tuple[list[Scene], list[Scene]]:
-    """The scenes that training sees and those that it does not, each in a fixed order."""
+    """Return the scenes that training sees and those that it does not, each in a fixed order."""
     scenes = all_scenes()
     return [s for s in scenes if not is_held_out(s)], [s for s in scenes if is_held_out(s)]
 
 
 def random_places(count: int, generator: Generator, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Centres (count, 2) as (y, x) and radii (count,).
+    """Return centres (count, 2) as (y, x) and radii (count,).
 
     Args:
         spread: 0 puts every shape in the middle at the mean of RADII; 1 takes all radii and most of the free room.
@@ -112,14 +113,14 @@ def random_places(count: int, generator: Generator, spread: float = 1.0) -> tupl
 
 
 def draw(scenes: Sequence[Scene], centres: Tensor, radii: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures of the scenes, (n, 3, height, width) in [-1, 1]; `size` is (height, width) in pixels."""
+    """Return pictures of the scenes, (n, 3, height, width) in [-1, 1]; `size` is (height, width) in pixels."""
     cover = coverage([scene.shape for scene in scenes], centres, radii, size)[:, None]
     colour, ground = (_colours([getattr(s, part) for s in scenes]) for part in ("colour", "ground"))
     return ground + cover * (colour - ground)
 
 
 def coverage(shapes: Sequence[str], centres: Tensor, radii: Tensor, size: tuple[int, int]) -> Tensor:
-    """How much of each pixel its shape covers, (n, height, width) in [0, 1]."""
+    """Return how much of each pixel its shape covers, (n, height, width) in [0, 1]."""
     y, x = pixel_grid(size)
     scale = radii[:, None, None] * min(size)
     y = (y - centres[:, 0, None, None] * size[0]) / scale
@@ -133,21 +134,21 @@ def coverage(shapes: Sequence[str], centres: Tensor, radii: Tensor, size: tuple[
 
 
 def pixel_grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Vertical and horizontal positions of the pixels' centres, in pixels, (height, 1) and (1, width)."""
+    """Return vertical and horizontal positions of the pixels' centres, in pixels, (height, 1) and (1, width)."""
     return torch.arange(size[0])[:, None] + 0.5, torch.arange(size[1])[None] + 0.5
 
 
 def random_pictures(
     scenes: Sequence[Scene], count: int, size: tuple[int, int], generator: Generator, spread: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of scenes drawn by lot, (count, 3, height, width), and which scene each one shows, (count,)."""
+    """Return pictures of scenes drawn by lot, (count, 3, height, width), and which scene each one shows, (count,)."""
     chosen = torch.randint(len(scenes), (count,), generator=generator)
     centres, radii = random_places(count, generator, spread)
     return draw([scenes[i] for i in chosen.tolist()], centres, radii, size), chosen
 
 
 def to_bytes(pictures: Tensor) -> np.ndarray:
-    """Pictures in [-1, 1], (n, 3, height, width), as frames of a file, uint8 (n, height, width, 3)."""
+    """Return pictures in [-1, 1], (n, 3, height, width), as frames of a file, uint8 (n, height, width, 3)."""
     levels = ((pictures.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 1).numpy())
 
@@ -195,7 +196,7 @@ def draw_clip(
     size: tuple[int, int],
     period: float = 16.0,
 ) -> tuple[np.ndarray, str]:
-    """One clip of one motion, from the start of its cycle, and its caption.
+    """Return one clip of one motion, from the start of its cycle, and its caption.
 
     Args:
         motion: a key of MOTIONS.

@@ -12,7 +12,7 @@ from .drawing import COLOURS, SHAPES, Scene, coverage
 
 
 def scene_in(picture: Tensor) -> Scene:
-    """The nearest scene to a picture (3, height, width) in [-1, 1].
+    """Return the nearest scene to a picture (3, height, width) in [-1, 1].
 
     The ground is the commonest colour of the border, the shape's colour the commonest other one, and the shape is
     the one that, drawn with the same area and centre, overlaps best with what is nearer to its colour than the ground.
@@ -37,13 +37,13 @@ def _commonest(numbers: Tensor) -> int:
 
 
 def shape_of(mask: Tensor) -> str:
-    """The name of the shape that overlaps best with a mask (height, width): intersection over union."""
+    """Return the name of the shape that overlaps best with a mask (height, width): intersection over union."""
     mask = mask.float()
     return max(SHAPES, key=lambda shape: _overlap(mask, _template(shape, mask)))
 
 
 def _template(shape: str, mask: Tensor) -> Tensor:
-    """The shape drawn with the mask's area and centre of mass, in the mask's size."""
+    """Return the shape drawn with the mask's area and centre of mass, in the mask's size."""
     area, off_centre = _area_and_centre(shape)
     radius = (mask.mean() / area).sqrt().clamp(0.05, 1)
     return coverage([shape], (_centre(mask) - off_centre * radius)[None], radius[None], tuple(mask.shape))[0]
@@ -51,7 +51,7 @@ def _template(shape: str, mask: Tensor) -> Tensor:
 
 @cache
 def _area_and_centre(shape: str) -> tuple[Tensor, Tensor]:
-    """Of the shape with radius one: its area, and how far its centre of mass lies from its middle (y, x)."""
+    """Return the area of a shape with radius one, and how far its centre of mass lies from its middle (y, x)."""
     drawn = coverage([shape], torch.tensor([[0.5, 0.5]]), torch.tensor([0.25]), (128, 128))[0]
     return drawn.mean() / 0.25**2, (_centre(drawn) - 0.5) / 0.25
 
@@ -66,7 +66,7 @@ def _overlap(a: Tensor, b: Tensor) -> float:
 
 
 def accuracy(pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of pictures (n, 3, h, w) that show the colour, the shape and the ground of their scene."""
+    """Return share of pictures (n, 3, h, w) that show the colour, the shape and the ground of their scene."""
     found = [scene_in(picture) for picture in pictures]
     return {
         part: sum(getattr(f, part) == getattr(s, part) for f, s in zip(found, scenes)) / len(scenes)

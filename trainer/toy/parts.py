@@ -19,7 +19,7 @@ SIZES = {"small": ((0, 1), 1), "medium": ((1, 1), 1), "sd15": ((1, 1, 1, 0), 2)}
 
 
 def new_unet(size: str, generator: Generator) -> UNet2DConditionModel:
-    """A U-Net of one of the SIZES whose prediction is its input: a good guess of the noise from the start."""
+    """Return a U-Net of one of the SIZES whose prediction is its input: a good guess of the noise from the start."""
     depths, blocks = SIZES[size]
     with seeded_by(generator):
         unet = UNet2DConditionModel(
@@ -36,7 +36,7 @@ def new_unet(size: str, generator: Generator) -> UNet2DConditionModel:
 
 
 def silence_branches(unet: UNet2DConditionModel) -> None:
-    """Starts every residual branch at zero, as the original code of latent diffusion does."""
+    """Start every residual branch at zero, as the original code of latent diffusion does."""
     for name, module in unet.named_modules():
         if name.endswith((".conv2", ".proj_out")):
             _zero(module)
@@ -44,7 +44,7 @@ def silence_branches(unet: UNet2DConditionModel) -> None:
 
 @torch.no_grad()
 def pass_input_through(unet: UNet2DConditionModel) -> None:
-    """Lets the first group of channels carry +x and -x past everything to the last layer.
+    """Let the first group of channels carry +x and -x past everything to the last layer.
 
     There x = silu(x) - silu(-x) undoes the activation. The group's norm divides by the root mean square of its ten
     channels, eight of which carry x; sqrt(0.8) undoes that for an x of variance one.
@@ -63,7 +63,7 @@ def pass_input_through(unet: UNet2DConditionModel) -> None:
 
 @torch.no_grad()
 def fill_silent_layers(unet: UNet2DConditionModel, generator: Generator) -> None:
-    """Puts small random numbers where weights are zero: a U-Net that shall not be trained then hears every branch."""
+    """Put small random numbers where weights are zero: a U-Net that shall not be trained then hears every branch."""
     for parameter in unet.parameters():
         if parameter.ndim > 1 and not parameter.any():
             parameter.normal_(std=0.02, generator=generator)
@@ -71,7 +71,7 @@ def fill_silent_layers(unet: UNet2DConditionModel, generator: Generator) -> None
 
 @torch.no_grad()
 def new_text_encoder(generator: Generator) -> CLIPTextModel:
-    """CLIP-L whose layers add nothing: each token is its own random vector plus one for its place, normalised.
+    """Return CLIP-L whose layers add nothing: each token is its own random vector plus one for its place, normalised.
 
     The start and end tokens come out near zero, by a large entry in one channel that the final norm then drops:
     most of the 77 places are filled with the end token and would drown the words in every attention.
@@ -91,13 +91,13 @@ def new_text_encoder(generator: Generator) -> CLIPTextModel:
 
 
 def read_tokens(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
-    """What the toy's text encoder makes of tokens (n, 77), without its layers, which add nothing."""
+    """Embed tokens (n, 77) as the toy's text encoder does, without its layers, which add nothing."""
     tower = tower_of(text_encoder)
     return tower.final_layer_norm(tower.embeddings(ids))
 
 
 def tower_of(text_encoder: CLIPTextModel) -> nn.Module:
-    """The transformer itself, which older versions of transformers keep one level deeper."""
+    """Return the transformer itself, which older versions of transformers keep one level deeper."""
     return getattr(text_encoder, "text_model", text_encoder)
 
 

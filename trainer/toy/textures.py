@@ -16,7 +16,7 @@ from .drawing import SHAPES, pixel_grid
 
 
 def rich_pictures(count: int, size: tuple[int, int], generator: Generator, leaves: int = 14) -> Tensor:
-    """Textured pictures, (count, 3, height, width) in [-1, 1]; `size` is (height, width) in pixels."""
+    """Return textured pictures, (count, 3, height, width) in [-1, 1]; `size` is (height, width) in pixels."""
     picture = _texture(count, size, generator)
     for number in range(leaves):
         picture = torch.lerp(picture, _texture(count, size, generator), _leaf(count, size, number, generator))
@@ -29,7 +29,8 @@ def _uniform(count: int, generator: Generator, lowest: float, highest: float) ->
 
 
 def _leaf(count: int, size: tuple[int, int], number: int, generator: Generator) -> Tensor:
-    """Masks of one shape each, (count, 1, h, w): rotated, stretched, of a size from a few pixels to half a picture."""
+    """Return masks of one shape each, (count, 1, h, w): rotated, stretched, of a size from a few pixels to half a
+    picture."""
     shape = list(SHAPES.values())[number % len(SHAPES)]
     y, x = (p - s * _uniform(count, generator, 0, 1) for p, s in zip(pixel_grid(size), size))
     radius = min(size) * torch.exp(_uniform(count, generator, math.log(0.04), math.log(0.5)))
@@ -40,7 +41,7 @@ def _leaf(count: int, size: tuple[int, int], number: int, generator: Generator) 
 
 
 def _texture(count: int, size: tuple[int, int], generator: Generator) -> Tensor:
-    """A colour with a gradient, stripes and noise on it, each of random strength."""
+    """Return a colour with a gradient, stripes and noise on it, each of random strength."""
     colour = 2 * torch.rand(count, 3, 1, 1, generator=generator) - 1
     greyness = _uniform(count, generator, 0, 1)
     colour = torch.lerp(colour, colour.mean(1, keepdim=True), greyness)
@@ -54,12 +55,13 @@ def _texture(count: int, size: tuple[int, int], generator: Generator) -> Tensor:
 
 
 def _strength(count: int, generator: Generator) -> Tensor:
-    """Mostly near zero, sometimes near one: flat areas are as common as busy ones."""
+    """Draw numbers near zero, sometimes near one: flat areas are as common as busy ones."""
     return _uniform(count, generator, 0, 1) ** 3
 
 
 def _waves(count: int, size: tuple[int, int], generator: Generator, lowest: float, highest: float) -> Tensor:
-    """Sine waves in a random direction, (count, 1, h, w); log of the wavelength between the two, in shorter sides."""
+    """Return sine waves in a random direction, (count, 1, h, w); log of the wavelength between the two, in shorter
+    sides."""
     y, x = pixel_grid(size)
     angle, phase = (_uniform(count, generator, 0, math.tau) for _ in range(2))
     wavelength = min(size) * torch.exp(_uniform(count, generator, lowest, highest))

@@ -42,7 +42,7 @@ def train_unet(
     generator: Generator,
     save: Callable[[UNet2DConditionModel], None],
 ) -> UNet2DConditionModel:
-    """Trains `base.unet` and returns the moving average of its weights, which `save` also gets on the way."""
+    """Train `base.unet` and return the moving average of its weights, which `save` also gets on the way."""
     unet = base.unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
     if unet.device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # bf16 on a CPU: a fifth less time a step than torch's fused attention
@@ -67,14 +67,14 @@ def train_unet(
 
 
 def warm_cosine(step: int, steps: int, warm_up: int = 40) -> float:
-    """Factor on the learning rate: up in a line over `warm_up` steps, then down to zero along half a cosine."""
+    """Return factor on the learning rate: up in a line over `warm_up` steps, then down to zero along half a cosine."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 + 0.5 * math.cos(math.pi * min(1, (step - warm_up) / max(1, steps - warm_up)))
 
 
 def spread_at(progress: float) -> float:
-    """How widely shapes are strewn after a share of the steps: near the middle for a quarter, everywhere after 0.7.
+    """Return how widely shapes are strewn after a share of the steps: near the middle for 0.25, everywhere after 0.7.
 
     Shapes that lie at one place and in one size follow their captions after a few hundred steps; strewn from the
     start, they do not after two thousand.
@@ -85,7 +85,7 @@ def spread_at(progress: float) -> float:
 def batches(
     base: Base, scenes: Sequence[Scene], recipe: Recipe, generator: Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A pair for each step: scaled latents (n, 4, 8, 8) and text (n, 77, 768), both on the U-Net's device."""
+    """Return a pair for each step: scaled latents (n, 4, 8, 8) and text (n, 77, 768), both on the U-Net's device."""
     device = base.unet.device
     ids = token_ids(base.tokenizer, ["", *captions_of(scenes)]).to(device)
     for step in range(recipe.steps):
@@ -100,12 +100,12 @@ def batches(
 
 
 def captions_of(scenes: Sequence[Scene]) -> list[str]:
-    """For each scene its caption as it is, then followed by the words of each motion."""
+    """Return each scene's caption as it is, then followed by the words of each motion."""
     return [words for s in scenes for words in (s.caption, *(f"{s.caption}, {m.words}" for m in MOTIONS.values()))]
 
 
 def random_captions(scenes: Tensor, generator: Generator) -> Tensor:
-    """Which of "" and `captions_of` stands beside pictures of these scenes, (n,): one in ten is empty.
+    """Draw which of "" and `captions_of` stands beside pictures of these scenes, (n,): one in ten is empty.
 
     One in six names a motion. A picture cannot show any; the toy meets the words so that they do not upset it when
     clips are captioned with them.
@@ -118,7 +118,8 @@ def random_captions(scenes: Tensor, generator: Generator) -> Tensor:
 
 
 def denoising_loss(unet: UNet2DConditionModel, latents: Tensor, text: Tensor, generator: Generator) -> Tensor:
-    """Squared error of the predicted noise, weighted as in v-prediction: noisy steps decide on colour and shape."""
+    """Return squared error of the predicted noise, weighted as in v-prediction: noisy steps decide on colour and
+    shape."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     times = torch.randint(1000, (len(latents),), generator=generator).to(latents.device)
     noisy = add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
@@ -129,7 +130,7 @@ def denoising_loss(unet: UNet2DConditionModel, latents: Tensor, text: Tensor, ge
 
 @torch.no_grad()
 def sample_pictures(base: Base, captions: Sequence[str], seed: int, guidance: float = 4.0, steps: int = 25) -> Tensor:
-    """Pictures for captions, (n, 3, 64, 64) in [-1, 1], by DDIM with classifier-free guidance."""
+    """Return pictures for captions, (n, 3, 64, 64) in [-1, 1], by DDIM with classifier-free guidance."""
     count, device, schedule = len(captions), base.unet.device, ddim()
     schedule.set_timesteps(steps)
     text = read_tokens(base.text_encoder, token_ids(base.tokenizer, [*captions, *[""] * count]).to(device))
