@@ -149,7 +149,7 @@ def in_our_loop(model, config):
 
     info, path = MotionInfo(config, SD15), Path("random")
     motion = LoadedMotion(path, info, {}, make_patcher(path, info, random_tensors(config)))
-    return attach(model, motion, temporal=1.0, memory=1.0, queries=1.0)
+    return attach(model, motion, temporal=1.0, recurrence=1.0, queries=1.0)
 
 
 def on_our_windows(model):

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from diffusers import UNet2DConditionModel
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.networks.inflation import Inflation
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Plan
@@ -28,10 +28,12 @@ from stillmotion.trainer.run.optimiser import make_optimizer
 FROZEN = InflationConfig(queries=Queries(16))
 CASES = {
     "frozen + queries": FROZEN,
-    "+ frame attention": replace(FROZEN, frames=Frames()),
-    "+ memory": replace(FROZEN, memory=Memory()),
-    "all of fewshot": replace(FROZEN, frames=Frames(), memory=Memory()),
-    "+ temporal blocks too": replace(FROZEN, frames=Frames(), memory=Memory(), temporal=Temporal()),
+    "+ frame attention": replace(FROZEN, frame_attention=CrossFrames()),
+    "+ memory": replace(FROZEN, recurrence=Recurrence()),
+    "all of fewshot": replace(FROZEN, frame_attention=CrossFrames(), recurrence=Recurrence()),
+    "+ temporal blocks too": replace(
+        FROZEN, frame_attention=CrossFrames(), recurrence=Recurrence(), temporal=Temporal()
+    ),
 }
 
 

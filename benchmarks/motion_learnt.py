@@ -45,7 +45,7 @@ def numbers(samples: list[Sample]) -> list[float]:
 def with_shut_gates(motion: Path, folder: Path) -> list[Path]:
     """The file, and where it has a memory a copy of it in `folder` whose gamma is 0 everywhere."""
     info, tensors = read_motion_file(motion)
-    if not info.config.memory:
+    if not info.config.recurrence:
         return [motion]
     shut = {name: torch.zeros_like(t) if name.endswith(".gamma") else t for name, t in tensors.items()}
     write_motion_file(folder / f"{motion.stem}, gamma 0.safetensors", shut, info)

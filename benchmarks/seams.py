@@ -65,7 +65,7 @@ def load(base, motion):
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(base), output_vae=True, output_clip=True)
     if motion is None:
         return model, clip, vae
-    return attach(model, load_motion(motion), temporal=1.0, memory=1.0, queries=1.0), clip, vae
+    return attach(model, load_motion(motion), temporal=1.0, recurrence=1.0, queries=1.0), clip, vae
 
 
 def sampled(model, clip, vae, options, seed):

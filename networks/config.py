@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Literal, get_args
+from typing import get_args
 
-from .recurrent import MemoryMode
+from .frame_attention import NormScope
+from .kinds import BLOCKS
+from .recurrent import RecurrenceMode
 from .sites import Structure
-from .temporal import NormScope
-
-Kind = Literal["attention", "convolution", "factorised", "transformer", "stacked"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""AnimateDiff's block, HiGen's TConv, Lumiere's convolution-based block, HiGen's TTrans, Lumiere's attention block."""
 
 MOST_LAYERS = 16
 
@@ -22,8 +19,9 @@ class Temporal:
     """Blocks over time between the layers of the U-Net.
 
     `levels` are the kinds at each of its levels, from the finest to the coarsest; a single entry is for all of them.
-    Where a kind goes: "attention", "factorised" and "stacked" after every unit, "convolution" after every ResBlock,
-    "transformer" after the first convolution and every spatial transformer. `middle`: in the middle block too.
+    "attention": AnimateDiff's, "factorised" and "stacked": Lumiere's of convolutions and of attention, all three after
+    every unit; "convolution": HiGen's TConv, after every ResBlock; "transformer": HiGen's TTrans, after the first
+    convolution and every spatial transformer. `middle`: in the middle block too.
 
     `heads` are those of "attention"; "transformer" and "stacked" have heads 64 wide. `positional` and `norm_scope` are
     of "attention", the latter of "convolution" and "transformer" too. `layers` are those of a "stacked" block, `narrow`
@@ -34,7 +32,7 @@ class Temporal:
     positional: bool = True
     norm_scope: NormScope = "frame"
     middle: bool = False
-    levels: tuple[tuple[Kind, ...], ...] = (("attention",),)
+    levels: tuple[tuple[str, ...], ...] = (("attention",),)
     layers: int = 2
     narrow: bool = False
 
@@ -44,7 +42,7 @@ class Temporal:
             raise ValueError(f"levels {self.levels!r}; allowed are the kinds of each level, finest first")
         for kinds in self.levels:
             for kind in kinds:
-                _check_choice("kind", kind, KINDS)
+                _check_choice("kind", kind, tuple(BLOCKS))
             if len(set(kinds)) < len(kinds):
                 raise ValueError(f"a kind twice at one level: {', '.join(kinds)}")
         _check_whole("heads", self.heads)
@@ -54,26 +52,23 @@ class Temporal:
             _check_choice(name, getattr(self, name), (True, False))
 
     @property
-    def kinds(self) -> set[Kind]:
+    def kinds(self) -> set[str]:
         return {kind for kinds in self.levels for kind in kinds}
 
-    def at_level(self, level: int) -> tuple[Kind, ...]:
+    def at_level(self, level: int) -> tuple[str, ...]:
         return self.levels[0 if len(self.levels) == 1 else level]
 
     def check(self, structure: Structure) -> None:
-        """Raises ValueError where these are not the levels of a U-Net, or their norms do not fit its channels."""
+        """Raise ValueError where these are not the levels of a U-Net, or their norms do not fit its channels."""
         if len(self.levels) not in (1, len(structure.levels)):
             raise ValueError(f"kinds for {len(self.levels)} levels; this U-Net has {len(structure.levels)}")
         for number, level in enumerate(structure.levels):
             for kind in self.at_level(number):
-                self._check_channels(kind, level.width)
-
-    def _check_channels(self, kind: Kind, width: int) -> None:
-        halved = self.narrow and kind == "factorised"
-        unit = 64 if halved else 1 if kind == "stacked" else 32  # a GroupNorm has 32 groups
-        if width % unit:
-            name = f"narrow {kind}" if halved else kind
-            raise ValueError(f"{name} blocks need a multiple of {unit} channels; this U-Net has a level of {width}")
+                unit = BLOCKS[kind].channel_multiple(self)
+                if level.width % unit:
+                    raise ValueError(
+                        f"{kind} blocks need a multiple of {unit} channels; this U-Net has a level of {level.width}"
+                    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ class Resampling:
         return 2 ** len(self.levels)
 
     def check(self, structure: Structure) -> None:
-        """Raises ValueError where a U-Net has no resize after one of these levels."""
+        """Raise ValueError where a U-Net has no resize after one of these levels."""
         last = len(structure.levels) - 2
         if self.levels[0] < 0 or self.levels[-1] > last:
             where = f"resizes after levels 0 to {last}" if last >= 0 else "one level, and no resize"
@@ -119,7 +114,7 @@ class Tokens:
     """Text tokens of each frame's own, beside those of the prompt.
 
     `count` of them for each of `frames` frames; another number of frames gets them interpolated. Every cross-attention
-    learns how much they count: `neutral` starts with hardly anything, else they count like the prompt's, as printed.
+    learns how much they count: `neutral` starts with a tenth of a prompt's token, else with all of it, as printed.
     """
 
     frames: int
@@ -133,7 +128,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Frames:
+class CrossFrames:
     """Attention over frames as the last sub-layer of every transformer block."""
 
     heads: int = 8
@@ -143,13 +138,13 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Recurrence:
     """Recurrent attention in every self-attention."""
 
-    mode: MemoryMode = "gated_scan"
+    mode: RecurrenceMode = "gated_scan"
 
     def __post_init__(self):
-        _check_choice("mode", self.mode, get_args(MemoryMode))
+        _check_choice("mode", self.mode, get_args(RecurrenceMode))
 
 
 @dataclass(frozen=True)
@@ -178,20 +173,20 @@ class InflationConfig:
     """Which parts an inflation has; each is optional and independent of the others."""
 
     temporal: Temporal | None = None
-    frames: Frames | None = None
-    memory: Memory | None = None
+    frame_attention: CrossFrames | None = None
+    recurrence: Recurrence | None = None
     queries: Queries | None = None
     resampling: Resampling | None = None
     mapping: Mapping | None = None
     tokens: Tokens | None = None
 
     def frames_at(self, level: int, frames: int) -> int:
-        """How many of a clip's frames there are at a level of the U-Net."""
+        """Return how many of a clip's frames there are at a level of the U-Net."""
         halvings = sum(halved < level for halved in self.resampling.levels) if self.resampling else 0
         return -(-frames // 2**halvings)
 
     def check(self, structure: Structure) -> None:
-        """Raises ValueError where a U-Net has not the levels that a part speaks of, or not the channels it needs."""
+        """Raise ValueError where a U-Net has not the levels that a part speaks of, or not the channels it needs."""
         for part in (self.temporal, self.resampling):
             if part:
                 part.check(structure)
@@ -201,7 +196,7 @@ class InflationConfig:
 
     @classmethod
     def from_json(cls, data: dict) -> InflationConfig:
-        """The inverse of `to_json`.
+        """Invert `to_json`.
 
         Raises:
             ValueError: a part or an option that this version does not know, or a value that is not allowed.
@@ -215,8 +210,8 @@ class InflationConfig:
 
 PARTS = {
     "temporal": Temporal,
-    "frames": Frames,
-    "memory": Memory,
+    "frame_attention": CrossFrames,
+    "recurrence": Recurrence,
     "queries": Queries,
     "resampling": Resampling,
     "mapping": Mapping,

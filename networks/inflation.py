@@ -1,4 +1,16 @@
-"""Everything that a motion file holds: the modules that turn an image U-Net into a video U-Net, keyed by site."""
+"""Everything that a motion file holds: the modules that turn an image U-Net into a video U-Net, keyed by site.
+
+A host runs the frozen U-Net and calls the functions below, in this order in every forward:
+
+1. `frame_tokens`, once, of the prompts; where frames are halved the host keeps the rows of the frames that stay.
+2. `before_unet`, once, of the U-Net's input.
+3. For every layer in the order of execution, a transformer's blocks one by one:
+   `after_self_attention` of each attn1, `after_cross_attention` of each attn2, `after_block` of each block;
+   then `after_layer` of the layer's output;
+   then, after a resize where `resampled`, `halve_frames` on the way down and `double_frames` on the way up. From there
+   on all rows (time embedding, prompts, tokens) are those of the new frame rate.
+4. On the way down what the output blocks will want of a unit, or of a resize, is stored after all of these.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +18,19 @@ from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .building import SAMPLE, TEXT, build
 from .clip import Clip, thin_rows
-from .config import KINDS, InflationConfig, Kind, Temporal
-from .convolution import FrameConvolution, TemporalConvolution
-from .factorised import AttentionInflation, ConvolutionInflation
-from .mapping import MappingNetwork, pad_channels
-from .queries import QueryLora, QueryMatrix
-from .recurrent import Attention, Projections, RecurrentMemory
+from .config import InflationConfig
+from .kinds import BLOCKS
+from .mapping import pad_channels
+from .recurrent import Attention, Projections
 from .resampling import repeat_rows
-from .sites import Site, Structure
-from .temporal import BlockFrameAttention, TemporalTransformer, zero_init
-from .tokens import FrameTokens, TokenWeight, added_by_tokens
-from .transformer import FrameTransformer
-
-Part = Literal[Kind, "resampling", "mapping", "tokens", "frames", "memory", "queries"]
-
-SAMPLE, TEXT = "sample", "text"
-"""Sites that are no layers: what goes into the U-Net."""
-
-HEAD_WIDTH = 64
-FIRST_INNER = 512
-"""Width inside HiGen's transformer after the first convolution."""
+from .sites import Structure
+from .tokens import added_by_tokens, tokens_by_row
 
 
 class Inflation(nn.Module):
@@ -39,8 +38,8 @@ class Inflation(nn.Module):
 
     Its state dict is what a motion file holds: `<site>.<part>.<parameter>`. A new inflation changes nothing, because
     each part adds something that starts at zero; where frames are halved it changes none of those that stay, and
-    tokens start with hardly any weight. It knows neither host: a host runs the frozen U-Net and calls the functions
-    below at its sites.
+    tokens start with a tenth of the weight of the prompt's. It knows neither host: a host runs the frozen U-Net and
+    calls the functions below at its sites.
 
     Args:
         ops: where layers come from: `torch.nn`, or `comfy.ops.manual_cast` inside ComfyUI.
@@ -55,91 +54,27 @@ class Inflation(nn.Module):
         self.config, self.structure = config, structure
         self._parts: dict[str, nn.Module] = {}
         self._levels: dict[str, int | None] = {}
-        for site, part, level, module in _build(config, structure, ops):
+        for site, part, level, module in build(config, structure, ops):
             _register(self, f"{site}.{part}", module)
             self._parts[f"{site}.{part}"], self._levels[f"{site}.{part}"] = module, level
 
-    def at(self, site: str, part: Part) -> nn.Module | None:
-        """The module at a site, None where this inflation has none."""
+    def at(self, site: str, part: str) -> nn.Module | None:
+        """Return the module at a site, None where this inflation has none."""
         return self._parts.get(f"{site}.{part}")
 
-    def level_of(self, site: str, part: Part) -> int | None:
-        """The level of the U-Net that a module belongs to, None before it; of a resampling whose frames it halves."""
+    def level_of(self, site: str, part: str) -> int | None:
+        """Return the level of the U-Net that a module belongs to, None before it; of a resampling whose frames it
+        halves."""
         return self._levels[f"{site}.{part}"]
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every `<site>.<part>` with its module."""
+        """Yield every `<site>.<part>` with its module."""
         yield from self._parts.items()
 
 
 def without_queries(config: InflationConfig) -> InflationConfig:
-    """For hosts that merge the queries into the frozen weights instead of running them."""
+    """Leave the queries out, for hosts that merge them into the frozen weights instead of running them."""
     return replace(config, queries=None)
-
-
-Built = Iterator[tuple[str, Part, int | None, nn.Module]]
-
-
-def _build(config: InflationConfig, structure: Structure, ops) -> Built:
-    if config.mapping:
-        yield SAMPLE, "mapping", None, MappingNetwork(config.mapping.kernel, ops)
-    if config.tokens:
-        yield TEXT, "tokens", None, FrameTokens(structure.context, config.tokens.frames, config.tokens.count, ops)
-    for site in structure.sites():
-        for kind in _kinds_after(site, config.temporal):
-            yield site.name, kind, site.level, _temporal_block(kind, site, config.temporal, ops)
-        if config.resampling and site.kind in ("down", "up"):
-            level = site.level - (site.kind == "up")
-            if level in config.resampling.levels:
-                convolution = FrameConvolution(site.width, stride=2 if site.kind == "down" else 1, ops=ops)
-                yield site.name, "resampling", level, zero_init(convolution)
-        for name in site.blocks:
-            yield from _build_in_block(config, name, site, ops)
-
-
-def _kinds_after(site: Site, temporal: Temporal | None) -> Iterator[Kind]:
-    if temporal is None or (site.name.startswith("middle_block") and not temporal.middle):
-        return
-    for kind in temporal.at_level(site.level):
-        if _goes_after(kind, site):
-            yield kind
-
-
-def _goes_after(kind: Kind, site: Site) -> bool:
-    if kind == "convolution":
-        return site.kind == "res"
-    if kind == "transformer":
-        return site.kind in ("conv_in", "transformer")
-    return site.ends_unit
-
-
-def _temporal_block(kind: Kind, site: Site, options: Temporal, ops) -> nn.Module:
-    width, scope, heads = site.width, options.norm_scope, max(1, site.width // HEAD_WIDTH)
-    if kind == "attention":
-        return TemporalTransformer(width, options.heads, options.positional, scope, ops)
-    if kind == "convolution":
-        return TemporalConvolution(width, scope, ops)
-    if kind == "factorised":
-        return ConvolutionInflation(width, width // 2 if options.narrow else width, ops)
-    if kind == "stacked":
-        return AttentionInflation(width, heads, options.layers, ops)
-    if site.kind == "conv_in":
-        return FrameTransformer(width, FIRST_INNER, FIRST_INNER // HEAD_WIDTH, scope, ops)
-    return FrameTransformer(width, width, heads, scope, ops)
-
-
-def _build_in_block(config: InflationConfig, block: str, site: Site, ops) -> Built:
-    if config.frames:
-        yield block, "frames", site.level, BlockFrameAttention(site.width, config.frames.heads, ops)
-    if config.memory:
-        yield f"{block}.attn1", "memory", site.level, RecurrentMemory(site.width, config.memory.mode, ops)
-    if config.tokens:
-        yield f"{block}.attn2", "tokens", site.level, TokenWeight(config.tokens.neutral)
-    if config.queries:
-        for attention in ("attn1", "attn2"):
-            rank = config.queries.rank
-            queries = QueryMatrix(site.width, ops) if rank is None else QueryLora(site.width, rank, ops)
-            yield f"{block}.{attention}", "queries", site.level, queries
 
 
 def _register(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -155,26 +90,26 @@ def _register(root: nn.Module, path: str, module: nn.Module) -> None:
 class Attached:
     """One inflation in use. Strengths are factors of what its parts add; 0 is the frozen model, 1 as trained.
 
-    `memory` is of the recurrence, `mapping` of the mapping network, `temporal` of all others. `levels` are further
-    factors at each level of the U-Net, finest first; none: 1. `keyframes` are further factors (frame, factor) over
-    the frames of the whole video, linear between, constant before the first and after the last; none: 1.
+    `recurrence` is of the recurrent attention, `mapping` of the mapping network, `temporal` of all others. `levels` are
+    further factors at each level of the U-Net, finest first; none: 1. `keyframes` are further factors (frame, factor)
+    over the frames of the whole video, linear between, constant before the first and after the last; none: 1.
     """
 
     inflation: Inflation
     temporal: float = 1.0
-    memory: float = 1.0
+    recurrence: float = 1.0
     mapping: float = 1.0
     levels: tuple[float, ...] = ()
     keyframes: tuple[tuple[int, float], ...] = ()
 
-    def strength(self, site: str, part: Part) -> float:
-        """Of the module at a site."""
-        strength = {"memory": self.memory, "mapping": self.mapping}.get(part, self.temporal)
+    def strength(self, site: str, part: str) -> float:
+        """Return the factor of the module at a site."""
+        strength = {"recurrence": self.recurrence, "mapping": self.mapping}.get(part, self.temporal)
         level = self.inflation.level_of(site, part)
         return strength * (self.levels[level] if self.levels and level is not None else 1.0)
 
     def factor(self, frame: int) -> float:
-        """Of a frame of the whole video, by the keyframes."""
+        """Return the factor of a frame of the whole video, by the keyframes."""
         after = bisect(self.keyframes, frame, key=itemgetter(0))
         if after in (0, len(self.keyframes)):
             return self.keyframes[max(0, after - 1)][1]
@@ -182,15 +117,15 @@ class Attached:
         return low + (high - low) * (frame - start) / (end - start)
 
 
-def _active(attached: Iterable[Attached], site: str, part: Part) -> Iterator[tuple[Attached, nn.Module]]:
+def _active(attached: Iterable[Attached], site: str, part: str) -> Iterator[tuple[Attached, nn.Module]]:
     for a in attached:
         module = a.inflation.at(site, part)
         if module is not None and a.strength(site, part):
             yield a, module
 
 
-def _add(out: Tensor, added: Tensor | None, a: Attached, site: str, part: Part, clip: Clip) -> Tensor:
-    """`out`, of rows `(clips * frames, ...)`, with what a module adds by its strength."""
+def _add(out: Tensor, added: Tensor | None, a: Attached, site: str, part: str, clip: Clip) -> Tensor:
+    """Add what a module has to say to `out`, rows `(clips * frames, ...)`, by its strength."""
     if added is None:
         return out
     if a.keyframes:
@@ -200,7 +135,7 @@ def _add(out: Tensor, added: Tensor | None, a: Attached, site: str, part: Part, 
 
 
 def before_unet(sample: Tensor, attached: Iterable[Attached], clip: Clip) -> Tensor:
-    """The U-Net's input `(clips * frames, 4 or more, height, width)`, with what all mapping networks add.
+    """Return the U-Net's input `(clips * frames, 4 or more, height, width)`, with what all mapping networks add.
 
     Each sees the same latents; channels behind the first four are not theirs.
     """
@@ -212,24 +147,24 @@ def before_unet(sample: Tensor, attached: Iterable[Attached], clip: Clip) -> Ten
 
 
 def after_layer(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
-    """Activations `(clips * frames, channels, height, width)` after a layer, with what all temporal blocks add.
+    """Return activations `(clips * frames, channels, height, width)` after a layer, with what all temporal blocks add.
 
     Each sees the same `x`, so that their order does not matter.
     """
     out = x
-    for kind in KINDS:
+    for kind in BLOCKS:
         for a, module in _active(attached, site, kind):
             out = _add(out, module(x, clip.frames), a, site, kind, clip)
     return out
 
 
 def resampled(attached: Iterable[Attached], site: str) -> bool:
-    """Whether the number of frames changes after this layer, a resize of the U-Net."""
+    """Tell whether the number of frames changes after this layer, a resize of the U-Net."""
     return any(True for _ in _active(attached, site, "resampling"))
 
 
 def halve_frames(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
-    """Frames 0, 2, 4, … of activations after a down-resize, with what the convolutions of all inflations add.
+    """Keep frames 0, 2, 4, … of activations after a down-resize, with what the convolutions of all inflations add.
 
     Source: Lumiere (Bar-Tal et al. 2024), section 3.1 and appendix B: a convolution that starts as the identity, of
     which every second frame is kept.
@@ -241,7 +176,7 @@ def halve_frames(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip)
 
 
 def double_frames(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip, finer: Clip) -> Tensor:
-    """Every frame of activations after an up-resize twice, with what the convolutions of all inflations add.
+    """Repeat every frame of activations after an up-resize, with what the convolutions of all inflations add.
 
     Args:
         clip, finer: the frames of `x`, and those that there were before they were halved.
@@ -254,10 +189,10 @@ def double_frames(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip
 
 
 def after_block(tokens: Tensor, attached: Iterable[Attached], block: str, clip: Clip) -> Tensor:
-    """Tokens `(clips * frames, pixels, channels)` after a transformer block, with what all inflations add."""
+    """Return tokens `(clips * frames, pixels, channels)` after a transformer block, with what all inflations add."""
     out = tokens
-    for a, module in _active(attached, block, "frames"):
-        out = _add(out, module(tokens, clip.frames), a, block, "frames", clip)
+    for a, module in _active(attached, block, "frame_attention"):
+        out = _add(out, module(tokens, clip.frames), a, block, "frame_attention", clip)
     return out
 
 
@@ -270,21 +205,25 @@ def after_self_attention(
     project: Projections,
     attention: Attention,
 ) -> Tensor:
-    """Output of the self-attention `site` for normalised `tokens`, with what all recurrent memories add."""
+    """Return the output of the self-attention `site` for normalised `tokens`, with what all recurrences add."""
     out = plain
-    for a, module in _active(attached, site, "memory"):
+    for a, module in _active(attached, site, "recurrence"):
         added = module(tokens, plain, project, attention, clip.frames)
-        out = _add(out, added, a, site, "memory", clip)
+        out = _add(out, added, a, site, "recurrence", clip)
     return out
 
 
-def frame_tokens(text: Tensor, attached: Sequence[Attached], clip: Clip) -> list[Tensor | None]:
-    """The tokens that each inflation has for each row of `text`, `(clips * frames, tokens, channels)`."""
-    tokens = []
-    for a in attached:
-        module = a.inflation.at(TEXT, "tokens") if a.temporal else None
-        tokens.append(None if module is None else module(text[:: clip.frames], clip.frames))
-    return tokens
+def frame_tokens(
+    text: Tensor, attached: Sequence[Attached], clip: Clip, prompts: Sequence[int] | None = None
+) -> list[Tensor | None]:
+    """Return the tokens that each inflation has for each row of `text`, `(clips * frames, tokens, channels)`.
+
+    Args:
+        prompts: which rows have the same prompt, a number for each, see `tokens.distinct_prompts`; None: each clip
+            has one.
+    """
+    modules = [a.inflation.at(TEXT, "tokens") if a.temporal else None for a in attached]
+    return [None if module is None else tokens_by_row(module, text, clip.frames, prompts) for module in modules]
 
 
 def after_cross_attention(
@@ -297,7 +236,8 @@ def after_cross_attention(
     clip: Clip,
     project: Projections,
 ) -> Tensor:
-    """Output of the cross-attention `site` for its normalised input and `text`, with what all frame-wise tokens add.
+    """Return the output of the cross-attention `site` for its normalised input and `text`, with what all frame-wise
+    tokens add.
 
     Args:
         tokens: what `frame_tokens` returned, at the frames of `clip`.

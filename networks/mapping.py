@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .temporal import attend, zero_init
+from .frame_attention import attention_over_frames, zero_init
 
 LATENT, INSIDE, HEADS, HEAD_WIDTH = 4, 16, 8, 64
 
@@ -36,13 +36,12 @@ class MappingNetwork(nn.Module):
         clips = rearrange(x, "(b f) c h w -> b c f h w", f=frames)
         branch = self.narrow(F.silu(self.widen(clips)))
         tokens = rearrange(clips + branch, "b c f h w -> (b h w) f c")
-        q, k, v = rearrange(self.qkv(self.norm(tokens)), "n f (qkv heads d) -> qkv n heads f d", qkv=3, heads=HEADS)
-        attended = self.proj(self.out(rearrange(attend(q, k, v), "n heads f d -> n f (heads d)")))
+        attended = self.proj(self.out(attention_over_frames(self.qkv(self.norm(tokens)), HEADS)))
         h, w = x.shape[-2:]
         added = branch + rearrange(attended, "(b h w) f c -> b c f h w", h=h, w=w)
         return rearrange(added, "b c f h w -> (b f) c h w")
 
 
 def pad_channels(added: Tensor, like: Tensor) -> Tensor:
-    """What is added to the latents, as something to add to an input that has further channels behind them."""
+    """Pad what is added to the latents, to be added to an input that has further channels behind them."""
     return F.pad(added, (0, 0, 0, 0, 0, like.shape[1] - added.shape[1]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,11 +14,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .atomic import replacing, write_durably
 from .config import InflationConfig
 from .inflation import Inflation
 from .sites import Structure
+from .upgrade import upgraded_description, upgraded_name, upgraded_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = 1, FORMAT_VERSION
 LARGEST_HEADER = 16 * 2**20  # an SDXL-sized inflation needs 0.5 MB; a huge header is an attack or another file
 
 
@@ -69,26 +71,17 @@ class MotionInfo:
 
 
 def write_motion_file(path: Path, tensors: dict[str, Tensor], info: MotionInfo) -> None:
-    """Writes beside `path`, reads back, then replaces: a crash or a full disk leaves an older file as it was.
+    """Write a motion file and read it back before it takes its place: a crash leaves an older file as it was.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     check_finite(path, tensors)
-    try:
-        data = safetensors.torch.save(tensors, _metadata(tensors, info))
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    data = safetensors.torch.save(tensors, _metadata(tensors, info))
+    with replacing(Path(path)) as beside:
+        write_durably(beside, lambda file: file.write(data))
         read_motion_file(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _metadata(tensors: dict[str, Tensor], info: MotionInfo) -> dict[str, str]:
@@ -109,7 +102,7 @@ def _metadata(tensors: dict[str, Tensor], info: MotionInfo) -> dict[str, str]:
 
 
 def _hash(tensors: dict[str, Tensor], description: dict) -> str:
-    """Of the tensors and of all that the file says of them."""
+    """Hash the tensors and all that the file says of them."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
@@ -118,7 +111,7 @@ def _hash(tensors: dict[str, Tensor], description: dict) -> str:
 
 
 def read_motion_info(path: Path, fits: Structure | None = None) -> MotionInfo:
-    """What the file says of itself, after a check of its names and shapes; no tensor is read.
+    """Return what the file says of itself, after a check of its names and shapes; no tensor is read.
 
     Args:
         fits: the U-Net that it is to be attached to.
@@ -127,7 +120,10 @@ def read_motion_info(path: Path, fits: Structure | None = None) -> MotionInfo:
         FileNotFoundError, MotionFileError: each kind of damage or mismatch in its own sentence.
     """
     shapes, metadata = _read_header(Path(path))
-    info = _read_info(path, metadata)
+    own = _own_metadata(path, metadata)
+    if own["format_version"] == 1:
+        own, shapes = upgraded_description(own), {upgraded_name(name): shape for name, shape in shapes.items()}
+    info = _read_info(path, own)
     if fits is not None:
         check_fits(path, info, fits)
     _check_shapes(path, info, shapes)
@@ -135,7 +131,7 @@ def read_motion_info(path: Path, fits: Structure | None = None) -> MotionInfo:
 
 
 def read_motion_file(path: Path, fits: Structure | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """The file's description and its tensors, on the CPU. Arguments and errors as in `read_motion_info`."""
+    """Return the file's description and its tensors, on the CPU. Arguments and errors as in `read_motion_info`."""
     info = read_motion_info(path, fits)
     # read at once, not mapped: a mapped file could change under the tensors, and Windows would not let it be replaced
     tensors = safetensors.torch.load(Path(path).read_bytes())
@@ -143,7 +139,7 @@ def read_motion_file(path: Path, fits: Structure | None = None) -> tuple[MotionI
     own = _own_metadata(path, _read_header(Path(path))[1])
     if own.pop("sha256", None) != _hash(tensors, own):
         raise MotionFileError(f"{path} was changed after it was written (its checksum differs); copy it again.")
-    return info, tensors
+    return info, upgraded_tensors(tensors) if own["format_version"] == 1 else tensors
 
 
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -153,7 +149,7 @@ def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def check_fits(path: Path, info: MotionInfo, structure: Structure) -> None:
-    """Raises MotionFileError where a motion file was made for another U-Net than this one."""
+    """Raise MotionFileError where a motion file was made for another U-Net than this one."""
     if info.family != structure.family:
         raise MotionFileError(
             f"{path} was made for {info.family} models; this model is {structure.family}: load a checkpoint of the"
@@ -184,7 +180,7 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]
 
 
 def check_container(path: Path) -> None:
-    """The first eight bytes of a safetensors file are the length of its header; of other files they are anything."""
+    """Judge by the first eight bytes, the length of a safetensors file's header; of other files they are anything."""
     with open(path, "rb") as file:
         start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -204,8 +200,7 @@ def check_numbers(path: Path, kinds: dict[str, str]) -> None:
             raise MotionFileError(f"{path} holds {name} as {kind}; allowed are {', '.join(KINDS_OF_NUMBER)}.")
 
 
-def _read_info(path: Path, metadata: dict[str, str]) -> MotionInfo:
-    own = _own_metadata(path, metadata)
+def _read_info(path: Path, own: dict) -> MotionInfo:
     same = {f.name for f in fields(MotionInfo)} - {"config", "structure", "captions"}
     same -= {"positions"} - own.keys()  # files of before there was such a thing
     try:
@@ -231,7 +226,7 @@ def _own_metadata(path: Path, metadata: dict[str, str]) -> dict:
         version = own["format_version"]
     except (ValueError, KeyError, TypeError):
         raise MotionFileError(f"{path} has a description that cannot be read; copy or train it again.") from None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version not in READABLE:
         raise MotionFileError(
             f"{path} has format version {version}; this Stillmotion reads version {FORMAT_VERSION}: update it."
         )

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .building import kinds_after
 from .config import InflationConfig
-from .inflation import FIRST_INNER, Part
+from .kinds import BLOCKS
 from .mapping import HEAD_WIDTH, HEADS
 from .sites import Structure
 from .tokens import MOST_LOGITS, PROMPT
 
-PEAKS: dict[Part, int] = {
-    "attention": 20,
-    "stacked": 20,
-    "transformer": 20,
-    "memory": 11,
-    "frames": 7,
-    "factorised": 6,
-    "convolution": 5,
-    "resampling": 4,
-    "tokens": 5,
-}
+PEAKS = {"recurrence": 11, "frame_attention": 7, "resampling": 4, "tokens": 5}
 """How many tensors the size of its activations a part holds at once at its worst, without gradients.
 
-Measured in float32 and float16, and rounded up for the room that a kernel takes for itself.
+Measured in float32 and float16, and rounded up for the room that a kernel takes for itself;
+tests/networks/test_peaks.py measures again. Temporal blocks bring their own (`TemporalBlock.peak`).
 """
 
 MAPPING = 5 * HEADS * HEAD_WIDTH
@@ -34,7 +26,7 @@ LOGIT = 12
 
 
 def peak_bytes(config: InflationConfig, structure: Structure, pixels: int, bytes_each: int) -> int:
-    """The most that a part of an inflation holds at once in a forward without gradients.
+    """Return the most that a part of an inflation holds at once in a forward without gradients.
 
     Halved frame rates make it no smaller: all frames are there at the finest level, and levels below have so much
     fewer pixels that their parts are the hungriest only where the finest has none.
@@ -48,13 +40,14 @@ def peak_bytes(config: InflationConfig, structure: Structure, pixels: int, bytes
 
 def _peaks(config: InflationConfig, structure: Structure, pixels: int, bytes_each: int) -> Iterator[float]:
     for number, level in enumerate(structure.levels):
-        for part in _parts_at(config, number):
+        for part in _parts_of(config):
             yield PEAKS[part] * level.width * pixels / 4**number * bytes_each
     for number in config.resampling.levels if config.resampling else ():
         coarser = structure.levels[number + 1].width  # which the frames still have when they are doubled
         yield PEAKS["resampling"] * coarser * pixels / 4**number * bytes_each
-    if config.temporal and "transformer" in config.temporal.at_level(0):
-        yield PEAKS["transformer"] * FIRST_INNER * pixels * bytes_each  # after the first convolution
+    for site in structure.sites():
+        for block in (BLOCKS[kind] for kind in kinds_after(site, config.temporal)):
+            yield block.peak * block.width_at(site) * pixels / 4**site.level * bytes_each
     if config.mapping:
         yield MAPPING * pixels * bytes_each
     if config.tokens:
@@ -62,10 +55,8 @@ def _peaks(config: InflationConfig, structure: Structure, pixels: int, bytes_eac
         yield LOGIT * logits + PEAKS["tokens"] * structure.levels[0].width * pixels * bytes_each
 
 
-def _parts_at(config: InflationConfig, level: int) -> Iterator[Part]:
-    if config.temporal:
-        yield from config.temporal.at_level(level)
-    if config.memory:
-        yield "memory"
-    if config.frames:
-        yield "frames"
+def _parts_of(config: InflationConfig) -> Iterator[str]:
+    if config.recurrence:
+        yield "recurrence"
+    if config.frame_attention:
+        yield "frame_attention"

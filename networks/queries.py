@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .temporal import zero_init
+from .frame_attention import zero_init
 
 
 class QueryLora(nn.Module):

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-MemoryMode = Literal["gated_scan", "paper_rnn"]
+RecurrenceMode = Literal["gated_scan", "paper_rnn"]
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Attention of `(batch, tokens, channels)` queries, keys, values in so many heads; the host brings its own."""
@@ -26,7 +26,7 @@ class Projections(Protocol):
 
 
 def scan_sequential(decay: Tensor, update: Tensor) -> Tensor:
-    """h_i = decay_i * h_{i-1} + update_i with h_0 = 0, along dimension 1, one step after the other."""
+    """Compute h_i = decay_i * h_{i-1} + update_i with h_0 = 0 along dimension 1, one step after the other."""
     states = [update[:, 0]]
     for a, u in zip(decay.unbind(1)[1:], update.unbind(1)[1:]):
         states.append(a * states[-1] + u)
@@ -34,7 +34,7 @@ def scan_sequential(decay: Tensor, update: Tensor) -> Tensor:
 
 
 def scan_parallel(decay: Tensor, update: Tensor) -> Tensor:
-    """The same as `scan_sequential` in ceil(log2(length)) steps.
+    """Compute the same as `scan_sequential` in ceil(log2(length)) steps.
 
     Pairs combine as (a, u) then (a', u') -> (a a', a' u + u') (an inclusive scan, Hillis and Steele 1986).
     """
@@ -47,12 +47,16 @@ def scan_parallel(decay: Tensor, update: Tensor) -> Tensor:
 
 
 def scan(decay: Tensor, update: Tensor) -> Tensor:
-    """Few large steps where launching them is what costs, many small ones on a CPU, where the work is."""
+    """Scan in parallel on a GPU, where launching kernels is what costs, and step by step on a CPU, where work is."""
     return scan_sequential(decay, update) if decay.device.type == "cpu" else scan_parallel(decay, update)
 
 
 class MixGate(nn.Module):
-    """tanh(gamma), one number, 0 at the start."""
+    """tanh(gamma), one number, 0 at the start, which is the frozen model exactly.
+
+    It does not stick there: what it multiplies is not zero, so that gamma has a gradient from the first step, and
+    the recurrence behind it from the second. Of a product exactly one factor may start at zero.
+    """
 
     def __init__(self):
         super().__init__()
@@ -105,7 +109,7 @@ class PaperRNN(nn.Module):
         return torch.tanh(self.read(torch.stack(states, dim=1)))
 
 
-class RecurrentMemory(nn.Module):
+class RecurrentAttention(nn.Module):
     """What the recurrence adds to a frozen self-attention: tanh(gamma) * (R_i - S_i), nothing on the first frame.
 
     S_i is the plain self-attention of frame i, R_i its attention to [X_1 ; m_i]: the first frame's tokens and the
@@ -115,7 +119,7 @@ class RecurrentMemory(nn.Module):
     Source: few-shot recurrent motion, section 3.1 and figure 2.
     """
 
-    def __init__(self, channels: int, mode: MemoryMode, ops=nn):
+    def __init__(self, channels: int, mode: RecurrenceMode, ops=nn):
         super().__init__()
         self.cell = {"gated_scan": GatedScan, "paper_rnn": PaperRNN}[mode](channels, ops)
         self.mix = MixGate()
@@ -138,7 +142,8 @@ class RecurrentMemory(nn.Module):
 def attend_to_memory(
     project: Projections, attention: Attention, frames: Tensor, first: Tensor, memory: Tensor
 ) -> Tensor:
-    """R_i = Attn(W_Q X_i, W_K [X_1 ; m_i], W_V [X_1 ; m_i]) for frames and memory `(clips, frames, pixels, channels)`.
+    """Compute R_i = Attn(W_Q X_i, W_K [X_1 ; m_i], W_V [X_1 ; m_i]); frames, memory `(clips, frames, pixels,
+    channels)`.
 
     The first frame, `(clips, pixels, channels)`, is projected once and shared by all frames of its clip.
     """

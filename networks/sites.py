@@ -46,6 +46,11 @@ class Site:
     ends_unit: bool = False
 
     @property
+    def stage(self) -> Literal["input", "middle", "output"]:
+        """On the way down, in the middle, or on the way up."""
+        return self.name.partition("_")[0]
+
+    @property
     def blocks(self) -> list[str]:
         """Names of its transformer blocks, `<name>.transformer_blocks.<k>`."""
         return [f"{self.name}.transformer_blocks.{k}" for k in range(self.depth)]
@@ -132,7 +137,7 @@ def _unit(name: str, block: str, j: int, level: int, width: int, depth: int) -> 
 
 
 def structure_from_ldm(shapes: Shapes) -> Structure:
-    """Reads the structure off the tensors of a U-Net in ldm names (ComfyUI, original checkpoints).
+    """Read the structure off the tensors of a U-Net in ldm names (ComfyUI, original checkpoints).
 
     Args:
         shapes: without the `model.diffusion_model.` prefix.
@@ -153,7 +158,7 @@ def structure_from_ldm(shapes: Shapes) -> Structure:
         if f"output_blocks.{i}.0.out_layers.3.weight" not in shapes:
             break
         up[-1].append(_depth(shapes, f"output_blocks.{i}.1"))
-        # 3: behind a layer of another pack, which stays among the host's own until another model is loaded
+        # a resize follows; it is layer 3 where another pack has left a layer of its own in the block
         if any(f"output_blocks.{i}.{k}.conv.weight" in shapes for k in (1, 2, 3)):
             up.append([])
     middle = _depth(shapes, "middle_block.1") if "middle_block.0.out_layers.3.weight" in shapes else None
@@ -161,7 +166,7 @@ def structure_from_ldm(shapes: Shapes) -> Structure:
 
 
 def structure_from_diffusers(shapes: Shapes) -> Structure:
-    """Reads the structure off the tensors of a `UNet2DConditionModel`. Errors as in `structure_from_ldm`."""
+    """Read the structure off the tensors of a `UNet2DConditionModel`. Errors as in `structure_from_ldm`."""
 
     def unit_depths(block: str) -> list[int]:
         names = (f"{block}.resnets.{j}.conv2.weight" for j in count())

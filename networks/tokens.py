@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -34,7 +37,8 @@ class FrameTokens(nn.Module):
         self.layers = nn.ModuleList(ops.Linear(channels, channels) for _ in range(4))
 
     def forward(self, text: Tensor, frames: int) -> Tensor:
-        """Tokens `(clips * frames, count, channels)` for prompts `(clips, 77 or more, channels)`, of which 77 are read.
+        """Return tokens `(prompts * frames, count, channels)` for `(prompts, 77 or more, channels)`, of which 77 are
+        read.
 
         Raises:
             ValueError: the prompt is shorter.
@@ -51,50 +55,77 @@ class FrameTokens(nn.Module):
         return y
 
 
-class TokenWeight(nn.Module):
-    """g = gamma²: how much the tokens of a frame count in one cross-attention beside those of the prompt.
+def tokens_by_row(generate: FrameTokens, text: Tensor, frames: int, prompts: Sequence[int] | None = None) -> Tensor:
+    """Return each row's tokens `(clips * frames, count, channels)`: those of its frame, made from its own prompt.
 
-    `neutral`: it starts at 0.001, where they hardly do; else at 1, where they count like the prompt's, as in the paper.
+    Args:
+        text: a prompt for each row, `(clips * frames, tokens, channels)`.
+        prompts: which rows have the same prompt, a number for each; None: every clip has one.
+    """
+    if prompts is None:
+        return generate(text[::frames], frames)
+    first = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
+    place = {prompt: k for k, prompt in enumerate(first)}
+    made = generate(text[list(first.values())], frames)
+    return made[[place[prompt] * frames + row % frames for row, prompt in enumerate(prompts)]]
+
+
+def distinct_prompts(text: Tensor, frames: int) -> list[int] | None:
+    """Number the prompts of rows `(clips * frames, tokens, channels)`, equal ones alike; None: each clip has one."""
+    clips = text.unflatten(0, (-1, frames))
+    if torch.equal(clips, clips[:, :1].expand_as(clips)):
+        return None
+    return torch.unique(text.flatten(1), dim=0, return_inverse=True)[1].tolist()
+
+
+NEUTRAL = 0.1
+"""A weight at which tokens already have gradients that move them; at 0.001 they have hardly any."""
+
+
+class TokenWeight(nn.Module):
+    """θ = log g: how much the tokens of a frame count in one cross-attention beside those of the prompt.
+
+    g = exp(θ) has a gradient wherever it is, as g = gamma² had not near 0. `neutral`: it starts at a tenth; else at 1,
+    where tokens count like the prompt's, as in the paper.
     """
 
     def __init__(self, neutral: bool):
         super().__init__()
-        self.gamma = nn.Parameter(torch.tensor(0.001**0.5 if neutral else 1.0))
+        self.theta = nn.Parameter(torch.tensor(math.log(NEUTRAL) if neutral else 0.0))
 
     def forward(self, like: Tensor) -> Tensor:
-        return self.gamma.to(like.device, torch.float32).square()
+        return self.theta.to(like.device, torch.float32)
 
 
-def added_by_tokens(project: Projections, normed: Tensor, text: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
-    """What further tokens change in the output of a cross-attention, `(rows, pixels, channels)`.
+def added_by_tokens(project: Projections, normed: Tensor, text: Tensor, tokens: Tensor, log_weight: Tensor) -> Tensor:
+    """Return what further tokens change in the output of a cross-attention, `(rows, pixels, channels)`.
 
-    Attn(q, [text ; tokens]) - Attn(q, text), where the logits of the tokens have log `weight` added. With Z the sum of
+    Attn(q, [text ; tokens]) - Attn(q, text), where the logits of the tokens have log g added. With Z the sum of
     exponentials over either, that is w (Attn(q, tokens) - Attn(q, text)) with w = g Z_tokens / (Z_text + g Z_tokens).
 
     Args:
         project: the frozen cross-attention.
         normed: its normalised input, `(rows, pixels, channels)`.
         text, tokens: what it attends to, `(rows, number, context)`.
-        weight: g, a number from 0.
+        log_weight: log g, a number.
     """
     heads, pixels = project.heads, normed.shape[1]
     at_once = max(1, MOST_LOGITS // (heads * pixels * (text.shape[1] + tokens.shape[1])))
     parts = zip(*(rows.split(at_once) for rows in (normed, text, tokens)))
-    change = torch.cat([_change(project, *part, weight) for part in parts])
+    change = torch.cat([_change(project, *part, log_weight) for part in parts])
     return project.to_out[0](change) - project.to_out[0](torch.zeros_like(change[:1, :1]))  # without its bias
 
 
-def _change(project: Projections, normed: Tensor, text: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
+def _change(project: Projections, normed: Tensor, text: Tensor, tokens: Tensor, log_weight: Tensor) -> Tensor:
     query = _split(project.to_q(normed), project.heads)
     of_text, text_sum = _attended(project, query, text)
     of_tokens, tokens_sum = _attended(project, query, tokens)
-    log_weight = weight.clamp(min=torch.finfo(weight.dtype).tiny).log()  # log 0 has no gradient but NaN
     share = torch.sigmoid(tokens_sum + log_weight - text_sum).to(of_text.dtype)
     return rearrange(share * (of_tokens - of_text), "b heads n d -> b n (heads d)")
 
 
 def _attended(project: Projections, query: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention `(rows, heads, pixels, d)`, and the logarithm of its sum of exponentials, `(…, 1)`, float32."""
+    """Return attention `(rows, heads, pixels, d)`, and the logarithm of its sum of exponentials, `(…, 1)`, float32."""
     key, value = (_split(to(context), project.heads) for to in (project.to_k, project.to_v))
     logits = (query * query.shape[-1] ** -0.5 @ key.mT).float()  # scaled before: float16 ends at 65504
     return logits.softmax(-1).to(value.dtype) @ value, logits.logsumexp(-1, keepdim=True)

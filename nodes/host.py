@@ -44,7 +44,7 @@ class Settings:
 
     motion: LoadedMotion
     temporal: float
-    memory: float
+    recurrence: float
     frames_per_clip: int
     mapping: bool = True
     levels: tuple[float, ...] = ()
@@ -52,7 +52,7 @@ class Settings:
 
     def attached(self, inflation: Inflation) -> Attached:
         mapping = self.temporal if self.mapping else 0.0
-        return Attached(inflation, self.temporal, self.memory, mapping, self.levels, self.keyframes)
+        return Attached(inflation, self.temporal, self.recurrence, mapping, self.levels, self.keyframes)
 
     def halved(self) -> set[int]:
         """The levels after which the frame rate is halved."""
@@ -66,7 +66,7 @@ def attach(
     motion: LoadedMotion,
     *,
     temporal: float,
-    memory: float,
+    recurrence: float,
     queries: float,
     frames_per_clip: int = 0,
     levels: tuple[float, ...] = (),
@@ -75,7 +75,8 @@ def attach(
     """A clone of MODEL with a motion file attached; may be repeated in any order.
 
     Args:
-        temporal, memory, queries: strengths of the parts over time, of the recurrence, and of the trained queries.
+        temporal, recurrence, queries: strengths of the parts over time, of the recurrent attention, and of the trained
+        queries.
         frames_per_clip: 0 where all frames of a LATENT are one clip.
         levels, keyframes: further factors, as in `Attached`, of all but the queries; one factor is for all levels.
 
@@ -89,7 +90,7 @@ def attach(
     model = model.clone()
     _add_queries(model, motion.queries, queries)
     if motion.patcher:
-        settings = Settings(motion, temporal, memory, frames_per_clip, True, levels, keyframes)
+        settings = Settings(motion, temporal, recurrence, frames_per_clip, True, levels, keyframes)
         patchers = [*model.get_additional_models_with_key(KEY), motion.patcher.clone()]
         model.set_additional_models(KEY, patchers)
         model.set_attachments(KEY, (*(model.get_attachment(KEY) or ()), settings))

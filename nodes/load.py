@@ -109,7 +109,7 @@ class STUNetLoader(io.ComfyNode):
             model,
             motion,
             temporal=strength,
-            memory=strength,
+            recurrence=strength,
             queries=strength,
             frames_per_clip=frames_per_clip,
             levels=levels,
@@ -144,7 +144,7 @@ class RecurrentMotionLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model, motion_file, lora_strength, memory_strength) -> io.NodeOutput:
         motion = load_motion(_path(motion_file))
-        model = attach(model, motion, temporal=memory_strength, memory=memory_strength, queries=lora_strength)
+        model = attach(model, motion, temporal=memory_strength, recurrence=memory_strength, queries=lora_strength)
         return io.NodeOutput(set_schedule(model, motion, from_file=False))
 
     @classmethod

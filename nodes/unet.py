@@ -34,6 +34,7 @@ from ..networks.inflation import (
     resampled,
 )
 from ..networks.resampling import pool_rows
+from ..networks.tokens import distinct_prompts
 
 
 @dataclass
@@ -72,7 +73,7 @@ class InflatedBlock:
 
 
 def surround(patches: dict, attention: str, extend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Puts a pair of patches around all others: `extend` gets the attention's output, its input and its context."""
+    """Put a pair of patches around all others: `extend` gets the attention's output, its input and its context."""
     seen = []
 
     def keep(n, context, value, extra_options):
@@ -87,9 +88,12 @@ def surround(patches: dict, attention: str, extend: Callable[[Tensor, Tensor, Te
 
 
 def inflated_layer(layer: torch.nn.Module, name: str, attached: Sequence[Attached], rows: Rows) -> torch.nn.Module:
-    """The layer itself, or a shallow copy of a transformer whose blocks are inflated; the host's own is untouched."""
+    """Return the layer itself, or a shallow copy of a transformer whose blocks are inflated; the host's own is
+    untouched."""
     parts = [a.inflation.config for a in attached]
-    if not isinstance(layer, SpatialTransformer) or not any(c.frames or c.memory or c.tokens for c in parts):
+    if not isinstance(layer, SpatialTransformer) or not any(
+        c.frame_attention or c.recurrence or c.tokens for c in parts
+    ):
         return layer
     inflated = copy.copy(layer)
     # an entry in __dict__ hides the registered child without changing the dictionary that both copies share
@@ -121,7 +125,7 @@ class Rate:
 
 
 def resample(h: Tensor, rate: Rate, attached: Sequence[Attached], site: str) -> Tensor:
-    """Halves the frames after a down-resize, doubles them after an up-resize."""
+    """Halve the frames after a down-resize, double them after an up-resize."""
     before = rate.rows.clip
     if site.startswith("input"):
         rate.halve()
@@ -131,7 +135,7 @@ def resample(h: Tensor, rate: Rate, attached: Sequence[Attached], site: str) -> 
 
 
 def announce(options: dict, given: dict, rate: Rate, rows: int) -> None:
-    """Tells other packs' patches which frames they are given, where these are not all: the packs' own convention.
+    """Tell other packs' patches which frames they are given, where these are not all: the packs' own convention.
 
     Args:
         given: the options as they were before the first layer.
@@ -150,12 +154,13 @@ def announce(options: dict, given: dict, rate: Rate, rows: int) -> None:
 
 
 def pack_window(frames: int, indices: list[int]) -> dict:
-    """`ad_params`: how packs that bring per-frame data look up which of a video's frames they are given."""
+    """Return `ad_params`: how packs that bring per-frame data look up which of a video's frames they are given."""
     return {"full_length": frames, "context_length": len(indices), "sub_idxs": indices}
 
 
 def control_at(rate: Rate, control: dict | None, kind: str, rows: int) -> dict | None:
-    """A ControlNet's residuals, of which the next one is pooled where it has a row for each of `rows` of the input."""
+    """Return a ControlNet's residuals, of which the next one is pooled where it has a row for each of `rows` of the
+    input."""
     if rate.merged > 1 and control and control.get(kind) and control[kind][-1] is not None:
         residual = control[kind][-1]
         if len(residual) == rows:
@@ -164,7 +169,7 @@ def control_at(rate: Rate, control: dict | None, kind: str, rows: int) -> dict |
 
 
 def check_rank(model, shape: Sequence[int]) -> None:
-    """Raises ValueError where a MODEL with a U-Net, whose frames are the batch, gets a latent with a time axis."""
+    """Raise ValueError where a MODEL with a U-Net, whose frames are the batch, gets a latent with a time axis."""
     if len(shape) == 5 and isinstance(model.model.diffusion_model, UNetModel):
         raise ValueError(
             f"The latent is a video model's, {tuple(shape)}, and this model takes (frames, channels, height, width):"
@@ -190,11 +195,11 @@ class Pass:
     video: dict
 
     def patches(self, place: str) -> list[Callable]:
-        """What other packs have put at a place."""
+        """Return what other packs have put at a place."""
         return self.given.get("patches", {}).get(place, [])
 
     def down(self, h: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Through the input blocks; beside their output what the output blocks will want of each."""
+        """Run the input blocks; return beside their output what the output blocks will want of each."""
         skips = []
         for i, block in enumerate(self.unet.input_blocks):
             self.options["block"] = ("input", i)
@@ -207,7 +212,7 @@ class Pass:
         return h, skips
 
     def middle(self, h: Tensor, **inputs) -> Tensor:
-        """Through the middle block; `inputs` are those of the U-Net, for patches."""
+        """Run the middle block; `inputs` are those of the U-Net, for patches."""
         self.options["block"] = ("middle", 0)
         if self.unet.middle_block is not None:
             h = self._run(self.unet.middle_block, "middle_block", h)
@@ -219,7 +224,7 @@ class Pass:
         return h
 
     def up(self, h: Tensor, skips: list[Tensor]) -> Tensor:
-        """Through the output blocks, which use up the skips."""
+        """Run the output blocks, which use up the skips."""
         for i, block in enumerate(self.unet.output_blocks):
             self.options["block"] = ("output", i)
             skip = self._add_control(skips.pop(), "output")
@@ -257,7 +262,7 @@ def run_unet(
     transformer_options: dict = {},  # noqa: B006
     **kwargs,
 ) -> Tensor:
-    """The forward of ComfyUI's `UNetModel` with inflations attached; arguments and result as there."""
+    """Run the forward of ComfyUI's `UNetModel` with inflations attached; arguments and result as there."""
     options = transformer_options
     options["original_shape"], options["transformer_index"] = list(x.shape), 0
     given = dict(options)
@@ -267,7 +272,8 @@ def run_unet(
         "image_only_indicator": kwargs.get("image_only_indicator"),
     }
     text = context[0] if isinstance(context, list) else context
-    tokens = tuple(frame_tokens(text, attached, clip))
+    prompts = distinct_prompts(text, clip.frames) if any(a.inflation.config.tokens for a in attached) else None
+    tokens = tuple(frame_tokens(text, attached, clip, prompts))
     rate = Rate(Rows(clip, _embed_time(unet, x, timesteps, y, options), context, tokens))
     forward = Pass(unet, attached, rate, len(x), control, options, given, video)
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..config import InflationConfig, Temporal
+from ..frame_attention import NormScope, frame_positions
 from ..inflation import Inflation
 from ..motion_file import MotionInfo
 from ..sites import Level, Structure
-from ..temporal import NormScope, frame_positions
 
 Tensors = Mapping[str, Tensor]
 
@@ -128,7 +128,7 @@ def _structure(tensors: Tensors, form: Format) -> Structure:
 def module_names(info: MotionInfo) -> dict[str, str]:
     """Our site of each motion module and their path of it."""
     sites = [site for site in info.structure.sites() if site.ends_unit]
-    kept = [site for site in sites if info.config.temporal.middle or not site.name.startswith("middle_block")]
+    kept = [site for site in sites if info.config.temporal.middle or site.stage != "middle"]
     return {site.name: re.sub("attentions|resnets", "motion_modules", site.diffusers) for site in kept}
 
 

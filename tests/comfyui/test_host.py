@@ -3,11 +3,11 @@
 import pytest
 import torch
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionFileError, MotionInfo, write_motion_file
 
-ALL = InflationConfig(Temporal(), Frames(), Memory(), Queries(4))
+ALL = InflationConfig(Temporal(), CrossFrames(), Recurrence(), Queries(4))
 FRAMES = 4
 
 
@@ -32,7 +32,7 @@ def attach(model, path, strength=1.0, frames_per_clip=0):
     from stillmotion.nodes.host import attach
     from stillmotion.nodes.motion import load_motion
 
-    strengths = {"temporal": strength, "memory": strength, "queries": strength}
+    strengths = {"temporal": strength, "recurrence": strength, "queries": strength}
     return attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
 
 

@@ -243,7 +243,7 @@ def in_clips(tmp_path):
             torch.nn.init.normal_(parameter, std=0.1)
         path = tmp_path / "motion.safetensors"
         write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=FRAMES))
-        return attach(model, load_motion(path), temporal=1.0, memory=1.0, queries=1.0, frames_per_clip=FRAMES)
+        return attach(model, load_motion(path), temporal=1.0, recurrence=1.0, queries=1.0, frames_per_clip=FRAMES)
 
     return make
 

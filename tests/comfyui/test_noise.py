@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stillmotion.networks.config import Frames, InflationConfig, Mapping
+from stillmotion.networks.config import CrossFrames, InflationConfig, Mapping
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.samplers.noise import STRATEGIES, draw_noise
@@ -35,14 +35,14 @@ def video(small_model, tmp_path):
     base = small_model()
 
     def make(frames_per_clip=0, model=base, mapping=None, strength=1.0):
-        config, structure = InflationConfig(frames=Frames(), mapping=mapping), structure_of(model)
+        config, structure = InflationConfig(frame_attention=CrossFrames(), mapping=mapping), structure_of(model)
         path = tmp_path / f"motion{'-mapping' * bool(mapping)}.safetensors"
         inflation = Inflation(config, structure)
         for name, parameter in inflation.named_parameters():
             if "mapping" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
         write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=4))
-        strengths = {"temporal": strength, "memory": strength, "queries": strength}
+        strengths = {"temporal": strength, "recurrence": strength, "queries": strength}
         return attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
 
     return make

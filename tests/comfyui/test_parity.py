@@ -5,7 +5,16 @@ import copy
 import pytest
 import torch
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import Frames, InflationConfig, Mapping, Memory, Queries, Resampling, Temporal, Tokens
+from stillmotion.networks.config import (
+    CrossFrames,
+    InflationConfig,
+    Mapping,
+    Queries,
+    Recurrence,
+    Resampling,
+    Temporal,
+    Tokens,
+)
 from stillmotion.networks.inflation import Attached, Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.networks.presets import PRESETS
@@ -14,9 +23,9 @@ from stillmotion.networks.sites import structure_from_ldm
 CONFIGS = {
     "temporal": InflationConfig(temporal=Temporal()),
     "temporal over the clip, with middle": InflationConfig(temporal=Temporal(norm_scope="clip", middle=True)),
-    "frames": InflationConfig(frames=Frames()),
-    "gated scan": InflationConfig(memory=Memory()),
-    "paper rnn": InflationConfig(memory=Memory("paper_rnn")),
+    "frame_attention": InflationConfig(frame_attention=CrossFrames()),
+    "gated scan": InflationConfig(recurrence=Recurrence()),
+    "paper rnn": InflationConfig(recurrence=Recurrence("paper_rnn")),
     "query lora": InflationConfig(queries=Queries(4)),
     "query matrices": InflationConfig(queries=Queries(None)),
     "tconv": InflationConfig(temporal=Temporal(levels=(("convolution",),), middle=True)),
@@ -28,7 +37,7 @@ CONFIGS = {
     "tokens": InflationConfig(tokens=Tokens(frames=5)),
     "all": InflationConfig(
         Temporal(levels=(("attention", "convolution", "factorised"), ("stacked", "transformer")), middle=True),
-        *(Frames(), Memory(), Queries(4), Resampling((0,)), Mapping(), Tokens(frames=5)),
+        *(CrossFrames(), Recurrence(), Queries(4), Resampling((0,)), Mapping(), Tokens(frames=5)),
     ),
 }
 

@@ -117,15 +117,15 @@ def test_the_hosts_own_nodes_act_as_in_its_forward(small_model, name):
 
 
 def test_a_fresh_motion_file_is_the_image_model(small_model, tmp_path):
-    from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+    from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
     from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
     from stillmotion.nodes.host import attach, structure_of
     from stillmotion.nodes.motion import load_motion
 
     model = small_model()
-    config, structure = InflationConfig(Temporal(), Frames(), Memory(), Queries(4)), structure_of(model)
+    config, structure = InflationConfig(Temporal(), CrossFrames(), Recurrence(), Queries(4)), structure_of(model)
     path = tmp_path / "fresh.safetensors"
     write_motion_file(path, Inflation(config, structure).state_dict(), MotionInfo(config, structure))
-    fresh = attach(model, load_motion(path), temporal=1.0, memory=1.0, queries=1.0)
+    fresh = attach(model, load_motion(path), temporal=1.0, recurrence=1.0, queries=1.0)
     assert torch.equal(sample(fresh, noise()), sample(model, noise()))

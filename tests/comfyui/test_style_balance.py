@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 
@@ -32,7 +32,7 @@ def with_motion(tmp_path):
     from stillmotion.nodes.motion import load_motion
 
     def attached(model):
-        config, structure = InflationConfig(None, Frames(), Memory(), Queries(4)), structure_of(model)
+        config, structure = InflationConfig(None, CrossFrames(), Recurrence(), Queries(4)), structure_of(model)
         torch.manual_seed(3)
         inflation = Inflation(config, structure)
         for name, parameter in inflation.named_parameters():
@@ -40,7 +40,7 @@ def with_motion(tmp_path):
         path = tmp_path / "motion.safetensors"
         if not path.exists():
             write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=4))
-        return attach(model, load_motion(path), temporal=1.0, memory=1.0, queries=1.0)
+        return attach(model, load_motion(path), temporal=1.0, recurrence=1.0, queries=1.0)
 
     return attached
 

@@ -3,16 +3,16 @@
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.networks.sites import Level, Structure
 from torch import nn
 
 SLIM = Structure((Level(32, (1,), (1, 1)),), middle=0, context=768)
-EVERYTHING = InflationConfig(Temporal(heads=4), Frames(heads=4), Memory(), Queries(rank=3))
+EVERYTHING = InflationConfig(Temporal(heads=4), CrossFrames(heads=4), Recurrence(), Queries(rank=3))
 
-GAMMA = "input_blocks.1.1.transformer_blocks.0.attn1.memory.mix.gamma"
+GAMMA = "input_blocks.1.1.transformer_blocks.0.attn1.recurrence.mix.gamma"
 WEIGHT = "input_blocks.1.1.attention.proj_out.weight"
 
 

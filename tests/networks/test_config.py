@@ -4,32 +4,32 @@ import json
 
 import pytest
 from stillmotion.networks.config import (
-    KINDS,
     PARTS,
-    Frames,
+    CrossFrames,
     InflationConfig,
     Mapping,
-    Memory,
     Queries,
+    Recurrence,
     Resampling,
     Temporal,
     Tokens,
 )
 from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.kinds import BLOCKS
 from stillmotion.networks.sites import Level, Structure
 
 SLIM = Structure((Level(32, (1,), (1, 1)), Level(64, (0,), (0, 2))), middle=1, context=768)
-EVERYTHING = InflationConfig(Temporal(heads=4, middle=True), Frames(heads=4), Memory(), Queries(rank=3))
+EVERYTHING = InflationConfig(Temporal(heads=4, middle=True), CrossFrames(heads=4), Recurrence(), Queries(rank=3))
 EVERY_KIND = InflationConfig(
-    Temporal(heads=4, middle=True, levels=(KINDS,)),
-    *(Frames(heads=4), Memory(), Queries(rank=3), Resampling((0,)), Mapping(), Tokens(frames=3)),
+    Temporal(heads=4, middle=True, levels=(tuple(BLOCKS),)),
+    *(CrossFrames(heads=4), Recurrence(), Queries(rank=3), Resampling((0,)), Mapping(), Tokens(frames=3)),
 )
 
 CONFIGS = {
     "nothing": InflationConfig(),
     "temporal": InflationConfig(temporal=Temporal(4, False, "clip", True)),
-    "frames": InflationConfig(frames=Frames(2)),
-    "memory": InflationConfig(memory=Memory("paper_rnn")),
+    "frame_attention": InflationConfig(frame_attention=CrossFrames(2)),
+    "recurrence": InflationConfig(recurrence=Recurrence("paper_rnn")),
     "lora": InflationConfig(queries=Queries(5)),
     "full queries": InflationConfig(queries=Queries(None)),
     "everything": EVERYTHING,
@@ -54,10 +54,10 @@ def test_config_json_round_trip(name):
 @pytest.mark.parametrize(
     "data, message",
     [
-        ({"warp": {}}, "has a part 'warp'; this version knows temporal, frames, memory, queries"),
-        ({"memory": {"depth": 2}}, "part 'memory' has an option 'depth'; this version knows mode"),
+        ({"warp": {}}, "has a part 'warp'; this version knows temporal, frame_attention, recurrence, queries"),
+        ({"recurrence": {"depth": 2}}, "part 'recurrence' has an option 'depth'; this version knows mode"),
         ({"temporal": {"norm_scope": "batch"}}, "'temporal' has norm_scope 'batch'; allowed are frame, clip"),
-        ({"memory": {"mode": "lstm"}}, "'memory' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
+        ({"recurrence": {"mode": "lstm"}}, "'recurrence' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
         (
             {"temporal": {"levels": [["mamba"]]}},
             "'temporal' has kind 'mamba'; allowed are attention, convolution, fact",
@@ -134,8 +134,8 @@ def test_levels_that_a_unet_has_not_are_refused(config, structure, message):
     [
         ("factorised", False, 32, True),
         ("factorised", True, 64, True),
-        ("factorised", True, 32, "^narrow factorised blocks need a multiple of 64 channels; .* a level of 32$"),
-        ("factorised", True, 96, "narrow factorised blocks need a multiple of 64 channels; .* a level of 96$"),
+        ("factorised", True, 32, "^factorised blocks need a multiple of 64 channels; .* a level of 32$"),
+        ("factorised", True, 96, "factorised blocks need a multiple of 64 channels; .* a level of 96$"),
         ("attention", False, 48, "^attention blocks need a multiple of 32 channels; this U-Net has a level of 48$"),
         ("convolution", True, 48, "convolution blocks need a multiple of 32 channels"),
         ("stacked", True, 48, True),

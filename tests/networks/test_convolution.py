@@ -6,7 +6,8 @@ import pytest
 import torch
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Temporal
-from stillmotion.networks.convolution import FrameConvolution, TemporalConvolution
+from stillmotion.networks.convolution import FrameConvolution
+from stillmotion.networks.higen import TemporalConvolution
 from stillmotion.networks.inflation import Attached, Inflation, after_layer
 from stillmotion.networks.sites import Level, Structure
 from torch import nn

@@ -104,7 +104,7 @@ def no_metadata(path):
 
 
 def unreadable_json(path):
-    rewrite_metadata(path, {"stillmotion": '{"format_version": 1, '})
+    rewrite_metadata(path, {"stillmotion": '{"format_version": 2, '})
 
 
 def json_of_something_else(path):
@@ -116,7 +116,7 @@ def no_version(path):
 
 
 def newer_version(path):
-    rewrite(path, format_version=2)
+    rewrite(path, format_version=3)
 
 
 def unknown_part(path):
@@ -128,7 +128,7 @@ def unknown_option(path):
 
 
 def unknown_mode(path):
-    rewrite_config(path, "memory", {"mode": "lstm"})
+    rewrite_config(path, "recurrence", {"mode": "lstm"})
 
 
 def no_config(path):
@@ -145,7 +145,7 @@ def missing_key(path):
 
 def missing_part(path):
     """Its description promises a part of which it holds nothing."""
-    rewrite(path, {name: t for name, t in contents(path)[0].items() if ".memory." not in name})
+    rewrite(path, {name: t for name, t in contents(path)[0].items() if ".recurrence." not in name})
 
 
 def extra_key(path):
@@ -154,7 +154,7 @@ def extra_key(path):
 
 def extra_part(path):
     own = json.loads(contents(path)[1]["stillmotion"])
-    rewrite(path, config={name: options for name, options in own["config"].items() if name != "frames"})
+    rewrite(path, config={name: options for name, options in own["config"].items() if name != "frame_attention"})
 
 
 def wrong_shape(path):
@@ -208,16 +208,19 @@ IN_THE_HEADER = [
     (unreadable_json, "has a description that cannot be read"),
     (json_of_something_else, "has a description that cannot be read"),
     (no_version, "has a description that cannot be read"),
-    (newer_version, "has format version 2; this Stillmotion reads version 1"),
-    (unknown_part, "has a part 'warp'; this version knows temporal, frames, memory, queries"),
+    (newer_version, "has format version 3; this Stillmotion reads version 2"),
+    (unknown_part, "has a part 'warp'; this version knows temporal, frame_attention, recurrence, queries"),
     (unknown_option, "part 'temporal' has an option 'depth'; this version knows heads, layers, levels, middle"),
-    (unknown_mode, "part 'memory' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
+    (unknown_mode, "part 'recurrence' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
     (no_config, "its description lacks 'config'"),
     (no_schedule, "its description lacks 'schedule'"),
     (missing_key, rf"lacks 1 of its 111 tensors, first {re.escape(WEIGHT)}"),
-    (missing_part, r"lacks 18 of its 111 tensors, first input_blocks\.1\.1\.transformer_blocks\.0\.attn1\.memory\."),
+    (
+        missing_part,
+        r"lacks 18 of its 111 tensors, first input_blocks\.1\.1\.transformer_blocks\.0\.attn1\.recurrence\.",
+    ),
     (extra_key, r"holds input_blocks\.99\.bias, which its description does not name"),
-    (extra_part, r"holds input_blocks\.1\.1\..*\.frames\..*, which its description does not name"),
+    (extra_part, r"holds input_blocks\.1\.1\..*\.frame_attention\..*, which its description does not name"),
     (wrong_shape, rf"holds {re.escape(WEIGHT)} with shape \(32, 31\); it should be \(32, 32\)"),
     (other_rank, r"queries\.down\.weight with shape \(3, 32\); it should be \(5, 32\)"),
 ]

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import MotionAdapter
-from stillmotion.networks.config import Frames, InflationConfig, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Temporal
 from stillmotion.networks.formats.animatediff import from_animatediff, to_animatediff, version
 from stillmotion.networks.formats.files import from_tensors, read_any_motion_file, read_motion_adapter
 from stillmotion.networks.formats.modules import module_tensors, sd15_like
@@ -259,7 +259,7 @@ OTHER = Structure((Level(32, (1,), (1, 1)), Level(64, (1,), (1, 1))), 1, 768)
 @pytest.mark.parametrize(
     "config, structure, sentence",
     [
-        (InflationConfig(Temporal(), Frames()), SMALL, "it holds frames"),
+        (InflationConfig(Temporal(), CrossFrames()), SMALL, "it holds frame_attention"),
         (InflationConfig(), SMALL, "no temporal blocks"),
         (InflationConfig(Temporal(positional=False)), SMALL, "no positions"),
         (InflationConfig(Temporal()), OTHER, "other layers than SD1.5's"),

@@ -8,13 +8,12 @@ import pytest
 import torch
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import (
-    KINDS,
     PARTS,
-    Frames,
+    CrossFrames,
     InflationConfig,
     Mapping,
-    Memory,
     Queries,
+    Recurrence,
     Resampling,
     Temporal,
     Tokens,
@@ -28,16 +27,19 @@ from stillmotion.networks.inflation import (
     before_unet,
     without_queries,
 )
+from stillmotion.networks.kinds import BLOCKS
+from stillmotion.networks.recurrent import MixGate
 from stillmotion.networks.sites import Level, Structure
+from stillmotion.networks.tokens import TokenWeight
 from torch import nn
 from torch.nn import functional as F
 
 SLIM = Structure((Level(32, (1,), (1, 1)), Level(64, (0,), (0, 2))), middle=1, context=768)
 NO_MIDDLE = Structure((Level(32, (0,), (0, 0)), Level(64, (1,), (1, 1))), middle=None, context=768)
-EVERYTHING = InflationConfig(Temporal(heads=4, middle=True), Frames(heads=4), Memory(), Queries(rank=3))
+EVERYTHING = InflationConfig(Temporal(heads=4, middle=True), CrossFrames(heads=4), Recurrence(), Queries(rank=3))
 EVERY_KIND = InflationConfig(
-    Temporal(heads=4, middle=True, levels=(KINDS,)),
-    *(Frames(heads=4), Memory(), Queries(rank=3), Resampling((0,)), Mapping(), Tokens(frames=3)),
+    Temporal(heads=4, middle=True, levels=(tuple(BLOCKS),)),
+    *(CrossFrames(heads=4), Recurrence(), Queries(rank=3), Resampling((0,)), Mapping(), Tokens(frames=3)),
 )
 CLIP = Clip.of(3)
 
@@ -116,16 +118,16 @@ def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
         added = part_alone(part, module, width, dtype)
         assert not added.any(), name
         tried.add(part)
-    assert tried == {*KINDS, *PARTS} - {"temporal", "tokens"}
+    assert tried == {*BLOCKS, *PARTS} - {"temporal", "tokens"}
 
 
 def part_alone(part, module, width, dtype):
     x = torch.randn(2 * CLIP.frames, 5, width, dtype=dtype)
-    if part in (*KINDS, "resampling", "mapping"):
+    if part in (*BLOCKS, "resampling", "mapping"):
         return module(x.mT.unflatten(2, (5, 1)), CLIP.frames)
-    if part == "frames":
+    if part == "frame_attention":
         return module(x, CLIP.frames)
-    if part == "memory":
+    if part == "recurrence":
         layers = [nn.Linear(width, width).to(dtype) for _ in range(4)]
         project = SimpleNamespace(heads=4, **dict(zip(("to_q", "to_k", "to_v"), layers)), to_out=layers[3:])
         return module(x, plain_attention(project, x), project, attention, CLIP.frames)
@@ -139,21 +141,21 @@ def test_a_strength_multiplies_what_is_added(place, strength):
     plain = frozen(place, x, project)
     added = run(place, [Attached(made)], x, project) - plain
     assert added.abs().max() > 1e-3
-    got = run(place, [Attached(made, temporal=strength, memory=strength)], x, project)
+    got = run(place, [Attached(made, temporal=strength, recurrence=strength)], x, project)
     torch.testing.assert_close(got, plain + strength * added)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_strength_zero_is_exactly_the_frozen_model(place):
     x, project = input_of(place), projections()
-    got = run(place, [Attached(inflation(), temporal=0.0, memory=0.0)], x, project)
+    got = run(place, [Attached(inflation(), temporal=0.0, recurrence=0.0)], x, project)
     assert torch.equal(got, frozen(place, x, project))
 
 
 def test_each_strength_is_of_its_own_parts():
-    """`temporal` of the blocks and of the frames, `memory` of the recurrence."""
+    """`temporal` of the blocks and of the frames, `recurrence` of the recurrent attention."""
     project, made = projections(), inflation()
-    still, forgetful = [Attached(made, temporal=0.0)], [Attached(made, memory=0.0)]
+    still, forgetful = [Attached(made, temporal=0.0)], [Attached(made, recurrence=0.0)]
     for place, silent, heard in [
         ("unit", still, forgetful),
         ("block", still, forgetful),
@@ -216,8 +218,8 @@ def test_parts_in_transformer_blocks_are_in_every_one_of_them():
     blocks = ["input_blocks.1.1.transformer_blocks.0", "middle_block.1.transformer_blocks.0"]
     blocks += ["output_blocks.1.1.transformer_blocks.0", "output_blocks.1.1.transformer_blocks.1"]
     blocks += ["output_blocks.2.1.transformer_blocks.0", "output_blocks.3.1.transformer_blocks.0"]
-    assert parts_of(InflationConfig(frames=Frames())) == [f"{b}.frames" for b in blocks]
-    assert parts_of(InflationConfig(memory=Memory())) == [f"{b}.attn1.memory" for b in blocks]
+    assert parts_of(InflationConfig(frame_attention=CrossFrames())) == [f"{b}.frame_attention" for b in blocks]
+    assert parts_of(InflationConfig(recurrence=Recurrence())) == [f"{b}.attn1.recurrence" for b in blocks]
     queries = [f"{b}.{attn}.queries" for b in blocks for attn in ("attn1", "attn2")]
     assert parts_of(InflationConfig(queries=Queries())) == queries
 
@@ -229,21 +231,23 @@ def test_keys_of_the_state_dict_are_site_part_and_parameter():
     assert state.keys() == expected.keys()
     assert all(state[key].data_ptr() == value.data_ptr() for key, value in expected.items())
     assert "output_blocks.1.1.attention.proj_out.weight" in state
-    assert "middle_block.1.transformer_blocks.0.attn1.memory.mix.gamma" in state
+    assert "middle_block.1.transformer_blocks.0.attn1.recurrence.mix.gamma" in state
     assert "input_blocks.1.1.transformer_blocks.0.attn2.queries.down.weight" in state
 
 
 def test_at_finds_the_module_of_a_site_and_nothing_elsewhere():
-    made = Inflation(replace_part(EVERYTHING, frames=None), SLIM)
+    made = Inflation(replace_part(EVERYTHING, frame_attention=None), SLIM)
     assert made.at(UNIT, "attention") is made.get_submodule(f"{UNIT}.attention")
-    assert made.at(ATTN1, "memory") is made.get_submodule(f"{ATTN1}.memory")
-    assert made.at(BLOCK, "frames") is None
+    assert made.at(ATTN1, "recurrence") is made.get_submodule(f"{ATTN1}.recurrence")
+    assert made.at(BLOCK, "frame_attention") is None
     assert made.at("output_blocks.0.1", "attention") is None
     assert made.at("no.such.site", "attention") is None
 
 
 def replace_part(config, **parts):
-    return InflationConfig(**{"temporal": config.temporal, "memory": config.memory, "queries": config.queries, **parts})
+    return InflationConfig(
+        **{"temporal": config.temporal, "recurrence": config.recurrence, "queries": config.queries, **parts}
+    )
 
 
 def test_a_deep_copy_is_its_own_inflation_and_stays_whole():
@@ -292,14 +296,14 @@ def test_a_strength_is_that_of_the_part_and_of_its_level(levels):
     """The mapping network and the generator of tokens are in front of the U-Net and of no level; a resampling is of
     the level whose frames it halves, on the way up too."""
     made = Inflation(EVERY_KIND, SLIM)
-    attached = Attached(made, temporal=2.0, memory=5.0, mapping=7.0, levels=levels)
+    attached = Attached(made, temporal=2.0, recurrence=5.0, mapping=7.0, levels=levels)
     of_site = {name: site.level for site in SLIM.sites() for name in (site.name, *site.blocks)}
     of_site |= {"input_blocks.2.0": 0, "output_blocks.1.2": 0, "sample": None, "text": None}
     for name, _ in made.parts():
         site, part = name.rsplit(".", 1)
         level = of_site[site.removesuffix(".attn1").removesuffix(".attn2")]
         factor = levels[level] if levels and level is not None else 1.0
-        assert attached.strength(site, part) == factor * {"memory": 5.0, "mapping": 7.0}.get(part, 2.0), name
+        assert attached.strength(site, part) == factor * {"recurrence": 5.0, "mapping": 7.0}.get(part, 2.0), name
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -307,7 +311,7 @@ def test_factors_of_levels_multiply_what_is_added_there(place):
     x, project, made = input_of(place), projections(), inflation()
     plain = frozen(place, x, project)
     added = run(place, [Attached(made)], x, project) - plain
-    got = run(place, [Attached(made, temporal=0.5, memory=0.5, levels=(7.0, -3.0))], x, project)
+    got = run(place, [Attached(made, temporal=0.5, recurrence=0.5, levels=(7.0, -3.0))], x, project)
     torch.testing.assert_close(got, plain - 1.5 * added)
     assert torch.equal(run(place, [Attached(made, levels=(7.0, 0.0))], x, project), plain)
 
@@ -334,13 +338,15 @@ def test_keyframes_are_of_the_frames_of_the_whole_video(place):
     plain = frozen(place, x, project)
     added = run_anywhere(Attached(made)) - plain
     factors = torch.tensor([0.5, 0.25, -2.0] * 2, dtype=torch.float64).view(-1, *[1] * (x.ndim - 1))
-    got = run_anywhere(Attached(made, temporal=3.0, memory=3.0, mapping=3.0, keyframes=KEYFRAMES))
+    got = run_anywhere(Attached(made, temporal=3.0, recurrence=3.0, mapping=3.0, keyframes=KEYFRAMES))
     torch.testing.assert_close(got, plain + 3 * factors * added)
     assert added.abs().amax(tuple(range(1, x.ndim))).gt(0).sum() >= 4, "of a memory, all frames but the first"
 
 
 def test_without_queries_keeps_every_other_part():
-    assert without_queries(EVERYTHING) == replace_part(EVERYTHING, frames=EVERYTHING.frames, queries=None)
+    assert without_queries(EVERYTHING) == replace_part(
+        EVERYTHING, frame_attention=EVERYTHING.frame_attention, queries=None
+    )
 
 
 def test_layers_come_from_the_host():
@@ -365,5 +371,6 @@ def test_layers_come_from_the_host():
     made = Inflation(
         EVERY_KIND, SLIM, SimpleNamespace(**{layer.__name__.removeprefix("Host"): layer for layer in theirs})
     )
-    layers = [module for module in made.modules() if module._parameters and not hasattr(module, "gamma")]
+    gates = MixGate, TokenWeight
+    layers = [module for module in made.modules() if module._parameters and not isinstance(module, gates)]
     assert {type(layer) for layer in layers} == set(theirs)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Mapping
+from stillmotion.networks.frame_attention import zero_init
 from stillmotion.networks.inflation import Attached, Inflation, before_unet
 from stillmotion.networks.mapping import MappingNetwork
 from stillmotion.networks.sites import Level, Structure
-from stillmotion.networks.temporal import zero_init
 from torch import nn
 from torch.nn import functional as F
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from motion_files import EVERYTHING, GAMMA, SLIM, WEIGHT, contents, good_file, info_of, trained
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import (
     MotionFileError,
@@ -20,8 +20,8 @@ from torch import nn
 CONFIGS = {
     "nothing": InflationConfig(),
     "temporal": InflationConfig(temporal=Temporal(4, False, "clip", True)),
-    "frames": InflationConfig(frames=Frames(2)),
-    "memory": InflationConfig(memory=Memory("paper_rnn")),
+    "frame_attention": InflationConfig(frame_attention=CrossFrames(2)),
+    "recurrence": InflationConfig(recurrence=Recurrence("paper_rnn")),
     "lora": InflationConfig(queries=Queries(5)),
     "full queries": InflationConfig(queries=Queries(None)),
     "everything": EVERYTHING,
@@ -64,7 +64,7 @@ def test_any_safetensors_reader_finds_the_tensors_and_what_they_are(path):
     assert metadata["modelspec.title"] == "a ball rolls"
     assert metadata["modelspec.resolution"] == "456x256"
     own = json.loads(metadata["stillmotion"])
-    assert (own["format_version"], own["base_family"], own["schedule"]) == (1, "sd15", "linear")
+    assert (own["format_version"], own["base_family"], own["schedule"]) == (2, "sd15", "linear")
 
 
 def test_strided_and_trained_tensors_are_written_by_value(tmp_path):
@@ -90,7 +90,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypat
 
     before = path.read_bytes()
     monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="The disk is full"):
         write_motion_file(path, trained(EVERYTHING), info_of(EVERYTHING))
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]

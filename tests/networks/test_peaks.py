@@ -4,11 +4,11 @@ import pytest
 import torch
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import (
-    Frames,
+    CrossFrames,
     InflationConfig,
     Mapping,
-    Memory,
     Queries,
+    Recurrence,
     Resampling,
     Temporal,
     Tokens,
@@ -80,11 +80,11 @@ CASES = {
     "transformer": (temporal("transformer"), after("input_blocks.0.0")),
     "resampling": (InflationConfig(resampling=Resampling((0,))), doubled),
     "frames": (
-        InflationConfig(frames=Frames()),
+        InflationConfig(frame_attention=CrossFrames()),
         lambda x, a, clip: after_block(x.flatten(2).mT.contiguous(), a, BLOCK, clip),
     ),
-    "gated scan": (InflationConfig(memory=Memory()), remembering),
-    "paper rnn": (InflationConfig(memory=Memory("paper_rnn")), remembering),
+    "gated scan": (InflationConfig(recurrence=Recurrence()), remembering),
+    "paper rnn": (InflationConfig(recurrence=Recurrence("paper_rnn")), remembering),
     "mapping": (InflationConfig(mapping=Mapping(3)), lambda x, a, clip: before_unet(x[:, :4], a, clip)),
     "tokens": (InflationConfig(tokens=Tokens(FRAMES)), with_tokens),
 }
@@ -114,7 +114,7 @@ def test_the_hungriest_part_counts_at_its_own_level():
     assert peak_bytes(coarse, SD15, 6400, 2) == 20 * 1280 * 100 * 2
     doubled = InflationConfig(resampling=Resampling((0, 1, 2)))
     assert peak_bytes(doubled, SD15, 6400, 2) == 4 * 640 * 6400 * 2
-    both = InflationConfig(Temporal(levels=(("factorised",), (), (), ("stacked",))), memory=Memory())
+    both = InflationConfig(Temporal(levels=(("factorised",), (), (), ("stacked",))), recurrence=Recurrence())
     assert peak_bytes(both, SD15, 6400, 2) == 11 * 320 * 6400 * 2
     assert peak_bytes(InflationConfig(queries=Queries(4)), SD15, 6400, 2) == 0
 

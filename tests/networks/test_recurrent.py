@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention as DiffusersAttention
-from stillmotion.networks.config import InflationConfig, Memory
+from stillmotion.networks.config import InflationConfig, Recurrence
 from stillmotion.networks.inflation import Inflation
-from stillmotion.networks.recurrent import RecurrentMemory, scan, scan_parallel, scan_sequential
+from stillmotion.networks.recurrent import RecurrentAttention, scan, scan_parallel, scan_sequential
 from stillmotion.networks.sites import Level, Structure
 from torch import nn
 from torch.nn import functional as F
@@ -42,7 +42,7 @@ def self_attention(project, tokens):
 
 
 def layer(mode, gamma, channels=12):
-    memory = RecurrentMemory(channels, mode).double()
+    memory = RecurrentAttention(channels, mode).double()
     for parameter in memory.cell.parameters():
         nn.init.normal_(parameter, std=channels**-0.5)
     nn.init.constant_(memory.mix.gamma, gamma)
@@ -162,7 +162,7 @@ def test_a_new_layer_is_exactly_the_plain_attention(mode, dtype):
     frames, project = 4, projections()
     for module in (project.to_q, project.to_k, project.to_v, project.to_out):
         module.to(dtype)
-    memory, tokens = RecurrentMemory(12, mode).to(dtype), torch.randn(2 * frames, 5, 12, dtype=dtype)
+    memory, tokens = RecurrentAttention(12, mode).to(dtype), torch.randn(2 * frames, 5, 12, dtype=dtype)
     added = memory(tokens, self_attention(project, tokens), project, plain_softmax, frames)
     assert torch.equal(added, torch.zeros_like(tokens))
     assert added.dtype == dtype
@@ -188,7 +188,7 @@ def test_a_still_image_is_left_as_it_is(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gamma_moves_at_the_first_step_and_the_recurrence_at_the_second(mode):
-    frames, project, memory = 4, projections(), RecurrentMemory(12, mode).double()
+    frames, project, memory = 4, projections(), RecurrentAttention(12, mode).double()
     tokens, target = torch.randn(2, 2 * frames, 5, 12, dtype=torch.float64)
     optimizer = torch.optim.SGD(memory.parameters(), lr=0.1)
 
@@ -223,14 +223,14 @@ def test_clips_of_one_batch_do_not_see_each_other(mode):
 
 
 def test_the_gates_keep_nine_tenths_of_the_memory_at_the_start():
-    cell = RecurrentMemory(64, "gated_scan").cell
+    cell = RecurrentAttention(64, "gated_scan").cell
     torch.testing.assert_close(torch.sigmoid(cell.gate.bias), torch.full((64,), 0.9))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_recurrence_does_not_start_at_its_dead_point(mode):
     """All weights zero would leave them without a gradient for ever."""
-    assert all(p.abs().max() > 0 for p in RecurrentMemory(12, mode).cell.parameters())
+    assert all(p.abs().max() > 0 for p in RecurrentAttention(12, mode).cell.parameters())
 
 
 def torch_attention(q, k, v, heads):
@@ -262,13 +262,13 @@ def test_the_result_does_not_depend_on_how_the_host_computes_attention(mode):
 def test_a_layer_holds_three_matrices(mode):
     """3 C^2 weights, two biases, one gamma; on SD1.5 37.2 million weights in 16 layers."""
     c = 24
-    assert sum(p.numel() for p in RecurrentMemory(c, mode).parameters()) == 3 * c * c + 2 * c + 1
+    assert sum(p.numel() for p in RecurrentAttention(c, mode).parameters()) == 3 * c * c + 2 * c + 1
 
 
 def test_parameters_on_sd15():
     levels = [Level(w, (d, d), (d, d, d)) for w, d in [(320, 1), (640, 1), (1280, 1), (1280, 0)]]
     with torch.device("meta"):
-        inflation = Inflation(InflationConfig(memory=Memory()), Structure(tuple(levels), 1, 768))
+        inflation = Inflation(InflationConfig(recurrence=Recurrence()), Structure(tuple(levels), 1, 768))
     widths = 5 * [320] + 5 * [640] + 6 * [1280]
     assert sum(p.numel() for p in inflation.parameters()) == sum(3 * c * c + 2 * c + 1 for c in widths)
 
@@ -282,13 +282,13 @@ def test_the_memory_is_built_of_layers_that_have_no_parameters_before_loading():
             self.weight = self.bias = None
 
     slim = Structure((Level(32, (1,), (1, 1)),), middle=0, context=768)
-    config = InflationConfig(memory=Memory("gated_scan"))
+    config = InflationConfig(recurrence=Recurrence("gated_scan"))
     Inflation(config, slim, SimpleNamespace(Linear=Lazy, LayerNorm=nn.LayerNorm, GroupNorm=nn.GroupNorm))
 
 
 def test_the_memory_keeps_the_precision_of_its_input():
     """float64 goes through float32 in the gates and in tanh(gamma); 1e-7 off, so equality tests need a tolerance."""
-    cell = RecurrentMemory(12, "gated_scan").double().cell
+    cell = RecurrentAttention(12, "gated_scan").double().cell
     x = torch.randn(1, 4, 5, 12, dtype=torch.float64)
     h, expected = torch.zeros(1, 5, 12, dtype=torch.float64), []
     for z in x.unbind(1):

@@ -10,7 +10,7 @@ from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Tokens
 from stillmotion.networks.inflation import Attached, Inflation, after_cross_attention, frame_tokens
 from stillmotion.networks.sites import Level, Structure
-from stillmotion.networks.tokens import FrameTokens, TokenWeight, added_by_tokens
+from stillmotion.networks.tokens import FrameTokens, TokenWeight, added_by_tokens, distinct_prompts
 from torch import nn
 from torch.nn import functional as F
 
@@ -105,7 +105,7 @@ def given(text_tokens=77):
 
 
 def weighed(g):
-    return torch.tensor(g, dtype=torch.float32)
+    return torch.tensor(g, dtype=torch.float32).log()
 
 
 @pytest.mark.parametrize("text_tokens", [77, 154])
@@ -132,12 +132,12 @@ def test_weight_zero_is_without_tokens():
     torch.testing.assert_close(torch.stack(sizes[1:]) / 100, torch.stack(sizes[:-1]), rtol=1e-2, atol=0)
 
 
-def test_the_weight_is_the_square_of_what_is_learnt():
+def test_the_weight_is_learnt_as_its_logarithm_and_starts_where_it_has_a_gradient():
     weight = TokenWeight(neutral=True)
-    torch.testing.assert_close(weight(torch.zeros(1)), torch.tensor(1e-3))
-    assert TokenWeight(neutral=False)(torch.zeros(1)) == 1
-    nn.init.constant_(weight.gamma, -0.3)
-    torch.testing.assert_close(weight(torch.zeros(1, dtype=torch.bfloat16)), torch.tensor(0.09))
+    torch.testing.assert_close(weight(torch.zeros(1)).exp(), torch.tensor(0.1))
+    assert TokenWeight(neutral=False)(torch.zeros(1)).exp() == 1
+    nn.init.constant_(weight.theta, -0.3)
+    torch.testing.assert_close(weight(torch.zeros(1, dtype=torch.bfloat16)), torch.tensor(-0.3))
 
 
 @pytest.mark.parametrize("most", [1, 2 * HEADS * PIXELS * 80, 4 * HEADS * PIXELS * 80 - 1])
@@ -179,6 +179,31 @@ def test_each_frame_attends_to_the_tokens_of_its_own():
             torch.testing.assert_close(got[row], attend(project, normed[row], context), atol=1e-6, rtol=0)
 
 
+def test_with_a_prompt_for_each_frame_its_tokens_are_made_from_its_own(monkeypatch):
+    """Two clips of four frames with three prompts between them: each is computed once."""
+    made, clip = inflation(neutral=False), Clip.of(4)
+    randomised(generate := made.at("text", "tokens"))
+    order = [0, 1, 1, 0, 2, 2, 1, 0]
+    prompts = torch.randn(3, 77, CONTEXT, dtype=torch.float64)
+    text, asked = prompts[order], []
+    monkeypatch.setattr(generate, "forward", lambda t, f: asked.append(len(t)) or FrameTokens.forward(generate, t, f))
+    (got,) = frame_tokens(text, [Attached(made)], clip, distinct_prompts(text, 4))
+    assert asked == [3]
+    for row, prompt in enumerate(order):
+        alone = generator(generate, prompts[prompt][None])[0].unflatten(0, (4, 3))[row % 4]
+        torch.testing.assert_close(got[row], alone)
+    (wrong,) = frame_tokens(text, [Attached(made)], clip)
+    assert not torch.allclose(got, wrong), "with the first frame's prompt for all of its clip"
+
+
+def test_a_clip_with_one_prompt_is_computed_as_a_whole(monkeypatch):
+    made, text = inflation(neutral=False), torch.randn(2, 1, 77, CONTEXT).double().expand(-1, 4, -1, -1).flatten(0, 1)
+    assert distinct_prompts(text, 4) is None
+    (once,) = frame_tokens(text, [Attached(made)], Clip.of(4))
+    (numbered,) = frame_tokens(text, [Attached(made)], Clip.of(4), [0, 0, 0, 0, 1, 1, 1, 1])
+    assert torch.equal(once, numbered)
+
+
 def test_strengths_multiply_and_zero_is_the_plain_text_without_running_the_generator():
     made, project, clip = inflation(neutral=False), cross_attention(), Clip.of(4)
     normed, text = torch.randn(8, PIXELS, WIDTH).double(), torch.randn(8, 77, CONTEXT).double()
@@ -193,18 +218,18 @@ def test_strengths_multiply_and_zero_is_the_plain_text_without_running_the_gener
 
 @pytest.mark.parametrize("neutral", [True, False])
 def test_null_tokens_take_their_share_of_a_flat_attention(neutral):
-    """3 g of 77 + 3 g: with 0.001 four hundred-thousandths, as printed four hundredths."""
+    """3 g of 77 + 3 g: with a tenth four thousandths, as printed four hundredths."""
     made, project, clip = inflation(neutral=neutral), cross_attention(), Clip.of(4)
     nn.init.zeros_(made.at("text", "tokens").layers[-1].weight)
     nn.init.zeros_(made.at("text", "tokens").layers[-1].bias)
     nn.init.zeros_(project.to_out[0].bias)
     text = torch.randn(4, 77, CONTEXT, dtype=torch.float64)
     plain, got = after_attention([Attached(made)], project, torch.zeros(4, PIXELS, WIDTH).double(), text, clip)
-    g = 1e-3 if neutral else 1.0
+    g = 0.1 if neutral else 1.0
     torch.testing.assert_close((plain - got) / plain, torch.full_like(plain, 3 * g / (77 + 3 * g)), rtol=1e-5, atol=0)
 
 
-def test_a_neutral_start_changes_a_cross_attention_by_hardly_anything():
+def test_a_neutral_start_changes_a_cross_attention_by_less_than_a_hundredth():
     project, clip = cross_attention(width=64, context=768, heads=8), Clip.of(4)
     structure = Structure((Level(64, (1,), (1,)),), middle=None, context=768)
     normed, text = torch.randn(8, 50, 64).double(), torch.randn(8, 77, 768).double()
@@ -213,14 +238,14 @@ def test_a_neutral_start_changes_a_cross_attention_by_hardly_anything():
         made = Inflation(InflationConfig(tokens=Tokens(4, neutral=neutral)), structure).double()
         plain, got = after_attention([Attached(made)], project, normed, text, clip)
         changes[neutral] = ((got - plain).norm() / plain.norm()).item()
-    assert 1e-6 < changes[True] < 1e-4
+    assert 1e-4 < changes[True] < 1e-2
     assert changes[False] > 1e-2, "as printed, they count from the start"
 
 
 def test_a_weight_of_zero_has_gradients_of_zero():
     """Not NaN, which would stop a run that starts from such a file."""
     made, project, clip = inflation(), cross_attention(), Clip.of(4)
-    nn.init.zeros_(made.at(SITE, "tokens").gamma)
+    nn.init.constant_(made.at(SITE, "tokens").theta, -math.inf)
     normed, text = torch.randn(8, PIXELS, WIDTH).double(), torch.randn(8, 77, CONTEXT).double()
     _, got = after_attention([Attached(made)], project, normed, text, clip)
     got.square().sum().backward()

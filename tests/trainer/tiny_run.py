@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Plan, TrainingClip, batch_for
 from stillmotion.trainer.losses.objectives import Denoising
@@ -20,7 +20,7 @@ from stillmotion.trainer.run.loop import start_training, train, update
 from stillmotion.trainer.run.optimiser import Schedule
 from stillmotion.trainer.run.requests import Requests
 
-CONFIG = InflationConfig(Temporal(), Frames(), Memory(), Queries(4))
+CONFIG = InflationConfig(Temporal(), CrossFrames(), Recurrence(), Queries(4))
 
 
 def tiny_unet(context=16):

@@ -44,12 +44,12 @@ class Observed(NamedTuple):
 
 
 def structure_of(unet: nn.Module) -> Structure:
-    """Raises ValueError where this is not a Stable Diffusion U-Net."""
+    """Return the structure. Raise ValueError where this is not a Stable Diffusion U-Net."""
     return structure_from_diffusers({name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()})
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of `(batch, tokens, channels)` in so many heads."""
+def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attend in so many heads: `(batch, tokens, channels)` each."""
     q, k, v = (rearrange(t, "b n (heads d) -> b heads n d", heads=heads) for t in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
 
@@ -75,7 +75,9 @@ class InflatedUNet(nn.Module):
     def forward(
         self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip, added: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Args:
+        """Predict.
+
+        Args:
         sample: noisy latents, `(clips * frames, 4, height / 8, width / 8)`, the frames of a clip adjacent.
         timesteps: `(clips * frames,)`.
         text: `(clips * frames, tokens, channels)`.
@@ -94,18 +96,20 @@ class InflatedUNet(nn.Module):
         added: dict[str, Tensor] | None,
         attached: Sequence[Attached],
         penalty: Penalty | None = None,
+        prompts: Sequence[int] | None = None,
     ) -> Observed:
-        """What `forward` returns, and what losses are made of on the way.
+        """Return what `forward` returns, and what losses are made of on the way.
 
         Args:
             attached: the inflation with strengths of its own, or none.
             penalty: a loss of the queries and keys of each self-attention on the way up.
+            prompts: which rows of `text` are the same, see `frame_tokens`; None: each clip has one prompt.
         """
         emb = self._embed_time(sample, timesteps, text, added)
-        rows = Rows(clip, emb, text, tuple(frame_tokens(text, attached, clip)))
+        rows = Rows(clip, emb, text, tuple(frame_tokens(text, attached, clip, prompts)))
         h, middle, skips, finer, penalties = before_unet(sample, attached, clip), None, [], [], []
         for site in self.sites:
-            if site.name.startswith("output") and site.kind == "res":
+            if site.stage == "output" and site.kind == "res":
                 middle = h if middle is None else middle
                 h = torch.cat([h, skips.pop()], dim=1)
             size = skips[-1].shape[-2:] if site.kind == "up" else None
@@ -114,12 +118,12 @@ class InflatedUNet(nn.Module):
             if resampled(attached, site.name):
                 before, rows = rows, next_rate(site, rows, finer)
                 h = self._recomputed(self._resample, site, h, before.clip, rows.clip, attached)
-            if site.name.startswith("input") and (site.ends_unit or site.kind in ("conv_in", "down")):
+            if site.stage == "input" and (site.ends_unit or site.kind in ("conv_in", "down")):
                 skips.append(h)
         return Observed(self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(h))), middle, penalties)
 
     def _recomputed(self, layer: Callable, *args):
-        """What a layer returns; it is computed again in the backward pass where that was asked for."""
+        """Return what a layer returns, which is computed again in the backward pass where that was asked for."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
@@ -138,12 +142,12 @@ class InflatedUNet(nn.Module):
         attached: Sequence[Attached],
         penalty: Penalty | None,
     ) -> tuple[Tensor, ...]:
-        """Activations after a layer, and the penalties of its self-attentions."""
+        """Return activations after a layer, and the penalties of its self-attentions."""
         layer, penalties = self.unet.get_submodule(site.diffusers), []
         if site.kind == "res":
             h = layer(h, rows.emb)
         elif site.kind == "transformer":
-            watched = penalty if site.name.startswith("output") else None
+            watched = penalty if site.stage == "output" else None
             h, penalties = self._transformer(layer, h, site, rows, attached, watched)
         elif site.kind == "up":
             h = layer(h, size)
@@ -184,7 +188,7 @@ class InflatedUNet(nn.Module):
 
 
 def next_rate(site: Site, rows: Rows, finer: list[Rows]) -> Rows:
-    """The rows behind a resize where the number of frames changes; `finer` keeps those to come back to."""
+    """Return the rows behind a resize where the number of frames changes; `finer` keeps those to come back to."""
     if site.kind == "up":
         return finer.pop()
     finer.append(rows)
@@ -192,10 +196,12 @@ def next_rate(site: Site, rows: Rows, finer: list[Rows]) -> Rows:
 
 
 def run_block(block: nn.Module, tokens: Tensor, name: str, rows: Rows, attached: Sequence[Attached]) -> Tensor:
-    """A transformer block, with what the inflations add to it; tokens `(clips * frames, pixels, channels)`."""
+    """Run a transformer block, with what the inflations add to it; tokens `(clips * frames, pixels, channels)`."""
     clip, normed = rows.clip, block.norm1(tokens)
     plain = block.attn1(normed)
-    tokens = tokens + after_self_attention(plain, normed, attached, f"{name}.attn1", clip, block.attn1, attend)
+    tokens = tokens + after_self_attention(
+        plain, normed, attached, f"{name}.attn1", clip, block.attn1, multi_head_attention
+    )
     normed = block.norm2(tokens)
     plain = block.attn2(normed, encoder_hidden_states=rows.text)
     tokens = tokens + after_cross_attention(
@@ -206,13 +212,13 @@ def run_block(block: nn.Module, tokens: Tensor, name: str, rows: Rows, attached:
 
 
 def queries_and_keys(attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """`(rows, heads, pixels, d)` each."""
+    """Return both, `(rows, heads, pixels, d)` each."""
     split = partial(rearrange, pattern="b n (heads d) -> b heads n d", heads=attention.heads)
     return split(attention.to_q(normed)), split(attention.to_k(normed))
 
 
 def put_queries(unet: nn.Module, inflation: Inflation, sites: list[Site]) -> None:
-    """Makes the U-Net's query projections add what the inflation's queries say.
+    """Make the U-Net's query projections add what the inflation's queries say.
 
     A LoRA is peft's, with the inflation's matrices in it: one owner of the weights, peft's forward.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ...networks.atomic import write_bytes
 from ...networks.sites import Structure, structure_from_diffusers, structure_from_ldm
 from .ldm_names import TEXT, UNET, VAE, inverse, layer_names, rename, tiny_autoencoder_names, under, with_prefix
 
@@ -61,16 +61,7 @@ def write_checkpoint(
     tensors |= with_prefix(TEXT, text_encoder_to_ldm(text_encoder))
     tensors |= with_prefix(VAE, tiny_autoencoder_to_ldm(vae))
     kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    try:
-        with open(beside, "wb") as file:
-            file.write(save(kept, dict(metadata)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_bytes(path, save(kept, dict(metadata)))
 
 
 def unet_from_ldm(tensors: Tensors) -> UNet2DConditionModel:

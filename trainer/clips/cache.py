@@ -7,10 +7,8 @@ window starts and which part of the frame it shows is chosen afterwards, so the 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from safetensors.torch import save
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from ...networks.atomic import write_bytes
 from ..base.load import encode_captions, encode_frames
 from .decoding import picture_files
 from .find import Source, decode
@@ -52,17 +51,8 @@ def read_tensor(path: Path) -> Tensor:
 
 
 def write_tensor(path: Path, tensor: Tensor):
-    """Write beside `path` and rename, so that the name never stands for half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")  # a name of its own: other processes may write the same
-    try:
-        with beside.open("wb") as file:
-            file.write(save({"tensor": tensor}, {"sha256": digest(tensor)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write a file of one tensor and its checksum."""
+    write_bytes(path, save({"tensor": tensor}, {"sha256": digest(tensor)}))
 
 
 def digest(tensor: Tensor) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from ...networks.atomic import write_bytes
 from ...networks.formats import animatediff, motion_adapter
 from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS
 from ...networks.formats.modules import Format
@@ -18,7 +19,7 @@ from ...networks.formats.motion_lora import merged
 from ...networks.motion_file import MotionInfo, check_finite
 from ..base.motion_module import described, read_motion_module, read_pickled
 from ..options import ConvertOptions
-from ..run.checkpoints import replacing, same, write_durably
+from ..run.checkpoints import same
 from ..run.export import library_versions, write_and_open
 
 log = logging.getLogger("stillmotion")
@@ -88,8 +89,3 @@ def write_adapter(folder: Path, config: dict, tensors: Mapping[str, Tensor]) -> 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_bytes(path, save(dict(tensors), {"format": "pt"}))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    with replacing(path) as beside:
-        write_durably(beside, lambda file: file.write(data))

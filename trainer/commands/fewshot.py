@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ...networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from ...networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from ..base.host import structure_of
 from ..clips.find import find_clips
 from ..clips.inspect import inspect_clips, table, usable_clips
@@ -35,7 +35,7 @@ def inflation_config(options: FewShotOptions) -> InflationConfig:
     """Return the parts that train, each of which an option can leave out."""
     return InflationConfig(
         temporal=Temporal() if options.temporal_blocks else None,
-        frames=Frames(options.frame_heads) if options.frame_attention else None,
-        memory=None if options.recurrence == "none" else Memory(options.recurrence),
+        frame_attention=CrossFrames(options.frame_heads) if options.frame_attention else None,
+        recurrence=None if options.recurrence == "none" else Recurrence(options.recurrence),
         queries={"none": None, "full": Queries(None), "lora": Queries(options.rank)}[options.queries],
     )

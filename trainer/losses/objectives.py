@@ -122,7 +122,7 @@ class Harivo(Denoising):
         Source: HARIVO, equation 3; its sum is taken as a mean, like the denoising loss.
         """
         with torch.set_grad_enabled(not self.weights.detach_image):
-            image = self._observe(batch, Attached(self.inflation, temporal=0.0, memory=0.0)).prediction
+            image = self._observe(batch, Attached(self.inflation, temporal=0.0, recurrence=0.0)).prediction
         errors = (video.float() - image.float()).square().flatten(1).mean(1)
         return ((1 - batch.timesteps / TIMESTEPS) * errors).mean()
 

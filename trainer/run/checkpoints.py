@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import pickle
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from ...networks.atomic import remove_unfinished, replacing, write_durably
 from ..base.division import load, load_optimizer, whole
 from .loop import Training
 
@@ -78,74 +74,6 @@ def save_state(folder: Path, state: dict) -> Path:
     return path
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path`; what was written there takes its place at the end, or is removed on an error.
-
-    Raises:
-        OSError: with one sentence, where the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield beside
-        os.replace(beside, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise explained(error, path) from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def explained(error: OSError, path: Path) -> OSError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    free = shutil.disk_usage(path.parent).free / 2**20
-    return OSError(
-        f"The disk is full ({free:.0f} MB free): {path} could not be saved. Older saves are whole: make room, then go"
-        " on with --resume."
-    )
-
-
-class Recorder:
-    """A file that remembers why it could not be written: torch reports its own error instead of the disk's."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.error = file, None
-
-    def write(self, data) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a file and waits until the disk has it. Raises the disk's own OSError."""
-    with open(path, "wb") as file:
-        recorder = Recorder(file)
-        try:
-            write(recorder)
-        except RuntimeError as error:
-            raise (recorder.error or error) from None
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power failure; Windows cannot open folders and needs none of it."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def same(a, b) -> bool:
     """Equality of nested dicts, lists, numbers and tensors, bit for bit."""
     if isinstance(a, Tensor):
@@ -196,12 +124,6 @@ def keep_latest(folder: Path, patterns: tuple[str, ...], keep: int) -> None:
         remove_unfinished(folder, pattern)
         for path in sorted(folder.glob(pattern))[:-keep]:
             path.unlink(missing_ok=True)
-
-
-def remove_unfinished(folder: Path, pattern: str) -> None:
-    """Deletes what is left where a process was killed while it wrote beside a file of this name (see `replacing`)."""
-    for path in folder.glob(f".{pattern}.*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def check_same_facts(path: Path, saved: dict, now: dict) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...networks.atomic import remove_unfinished
 from ...networks.config import InflationConfig
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo, read_motion_file, write_motion_file
 from ...networks.sites import Structure
 from ..base.division import whole
-from .checkpoints import explained, remove_unfinished, same
+from .checkpoints import same
 from .loop import Training
 
 log = logging.getLogger("stillmotion")
@@ -57,10 +58,7 @@ def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) 
         OSError: it could not be written; an older file is untouched.
     """
     remove_unfinished(path.parent, glob.escape(path.name))
-    try:
-        write_motion_file(path, dict(tensors), info)
-    except OSError as error:
-        raise explained(error, path) from error
+    write_motion_file(path, dict(tensors), info)
     _, found = read_motion_file(path, fits=info.structure)
     assert same(found, dict(tensors)), f"{path} reads back differently"
 

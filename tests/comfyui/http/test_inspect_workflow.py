@@ -4,13 +4,14 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence
 
 
 @pytest.fixture(scope="module", autouse=True)
 def files(models, motion):
     motion(
-        "models/stillmotion/guitar.safetensors", InflationConfig(frames=Frames(), memory=Memory(), queries=Queries(4))
+        "models/stillmotion/guitar.safetensors",
+        InflationConfig(frame_attention=CrossFrames(), recurrence=Recurrence(), queries=Queries(4)),
     )
 
 

@@ -7,11 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image, ImageSequence
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence
 from torchvision.transforms.functional import pil_to_tensor
 
 WORKFLOW = Path(__file__).resolve().parents[3] / "workflows/noise_strategies.json"
-FEW_SHOT = InflationConfig(frames=Frames(), memory=Memory(), queries=Queries(4))
+FEW_SHOT = InflationConfig(frame_attention=CrossFrames(), recurrence=Recurrence(), queries=Queries(4))
 FRAMES = 4
 
 

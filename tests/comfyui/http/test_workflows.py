@@ -9,12 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image, ImageSequence
-from stillmotion.networks.config import Frames, InflationConfig, Memory, Queries, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.trainer.run.workflow import TEMPLATE, write_workflow
 from torchvision.transforms.functional import pil_to_tensor
 
-FEW_SHOT = InflationConfig(frames=Frames(), memory=Memory(), queries=Queries(4))
+FEW_SHOT = InflationConfig(frame_attention=CrossFrames(), recurrence=Recurrence(), queries=Queries(4))
 UNLIKE = 4 / 255  # mean difference of two pictures that anybody would see
 
 

@@ -11,7 +11,7 @@ def attach(model, path, strength=1.0, **options):
     from stillmotion.nodes.host import attach
     from stillmotion.nodes.motion import load_motion
 
-    strengths = {"temporal": strength, "memory": strength, "queries": strength}
+    strengths = {"temporal": strength, "recurrence": strength, "queries": strength}
     return attach(model, load_motion(path), **strengths, **options)
 
 

@@ -20,14 +20,23 @@ from space_time_clips import (
     watched,
 )
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import Frames, InflationConfig, Mapping, Memory, Queries, Resampling, Temporal, Tokens
+from stillmotion.networks.config import (
+    CrossFrames,
+    InflationConfig,
+    Mapping,
+    Queries,
+    Recurrence,
+    Resampling,
+    Temporal,
+    Tokens,
+)
 from stillmotion.networks.inflation import Attached, Inflation
 from stillmotion.networks.motion_file import read_motion_info, write_motion_file
 from stillmotion.samplers.windows import FUSES, fuse, windows_of
 
 EVERYTHING = InflationConfig(
     Temporal(levels=(("attention", "convolution"), ("factorised",), ("transformer",), ("stacked",)), middle=True),
-    *(Frames(), Memory(), Queries(4), Resampling((0, 2)), Mapping(), Tokens(5)),
+    *(CrossFrames(), Recurrence(), Queries(4), Resampling((0, 2)), Mapping(), Tokens(5)),
 )
 SPACE_TIME = pytest.mark.parametrize("preset", ["lumiere", "lumiere-harivo"])
 

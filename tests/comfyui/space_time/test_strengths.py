@@ -3,7 +3,7 @@
 import pytest
 import torch
 from space_time_clips import HALVED, LEVEL, WIDTHS, assert_different, assert_same, attach, noise, sample, watched
-from stillmotion.networks.config import Frames, InflationConfig, Mapping, Memory, Queries, Temporal, Tokens
+from stillmotion.networks.config import CrossFrames, InflationConfig, Mapping, Queries, Recurrence, Temporal, Tokens
 from stillmotion.networks.motion_file import read_motion_info, write_motion_file
 
 
@@ -39,7 +39,7 @@ def test_a_level_of_strength_zero_keeps_the_frame_rate(model, motion):
 
 
 def test_keyframes_are_factors_of_the_strength(model, motion):
-    path = motion(InflationConfig(Temporal(), Frames(), Memory(), mapping=Mapping(), tokens=Tokens(5)))
+    path = motion(InflationConfig(Temporal(), CrossFrames(), Recurrence(), mapping=Mapping(), tokens=Tokens(5)))
     half = attach(model, path, keyframes=((0, 0.5),))
     assert_same(sample(half, noise(5)), sample(attach(model, path, 0.5), noise(5)))
     still = sample(attach(model, path, keyframes=((3, 0.0),)), noise(5))

@@ -7,21 +7,21 @@ import torch
 @pytest.fixture
 def motion(tmp_path):
     """Attaches a random motion file to a MODEL."""
-    from stillmotion.networks.config import Frames, InflationConfig, Memory, Temporal
+    from stillmotion.networks.config import CrossFrames, InflationConfig, Recurrence, Temporal
     from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
     from stillmotion.nodes import host
     from stillmotion.nodes.motion import load_motion
 
     def attach(model, frames_per_clip=0, **parts):
-        config, structure = InflationConfig(Temporal(), Frames(), Memory(), **parts), host.structure_of(model)
+        config, structure = InflationConfig(Temporal(), CrossFrames(), Recurrence(), **parts), host.structure_of(model)
         torch.manual_seed(0)
         inflation = Inflation(config, structure)
         for name, parameter in inflation.named_parameters():
             torch.nn.init.normal_(parameter, mean=0.5 * ("gamma" in name), std=0.1)
         path = tmp_path / "motion.safetensors"
         write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=4))
-        strengths = {"temporal": 1.0, "memory": 1.0, "queries": 1.0}
+        strengths = {"temporal": 1.0, "recurrence": 1.0, "queries": 1.0}
         return host.attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
 
     return attach

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import Frames, InflationConfig, Mapping, Memory, Queries, Temporal
+from stillmotion.networks.config import CrossFrames, InflationConfig, Mapping, Queries, Recurrence, Temporal
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.run.export import fresh_inflation
 
@@ -28,13 +28,13 @@ FAMILIES = {
 PARTS = {
     "attention": InflationConfig(temporal=Temporal(levels=(("attention", "factorised", "stacked"),), middle=True)),
     "convolution": InflationConfig(temporal=Temporal(levels=(("convolution", "transformer"),), middle=True)),
-    "frames": InflationConfig(frames=Frames()),
-    "gated scan": InflationConfig(memory=Memory("gated_scan")),
-    "paper rnn": InflationConfig(memory=Memory("paper_rnn")),
+    "frames": InflationConfig(frame_attention=CrossFrames()),
+    "gated scan": InflationConfig(recurrence=Recurrence("gated_scan")),
+    "paper rnn": InflationConfig(recurrence=Recurrence("paper_rnn")),
     "query lora": InflationConfig(queries=Queries(3)),
     "query matrices": InflationConfig(queries=Queries(None)),
     "mapping": InflationConfig(mapping=Mapping()),
-    "few-shot": InflationConfig(Temporal(), Frames(), Memory(), Queries(3)),
+    "few-shot": InflationConfig(Temporal(), CrossFrames(), Recurrence(), Queries(3)),
 }
 
 

@@ -1,17 +1,18 @@
 """The space-time U-Net as it runs in diffusers' U-Net: what is exact at the start, and what losses see of it."""
 
 import copy
+import math
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import (
-    Frames,
+    CrossFrames,
     InflationConfig,
     Mapping,
-    Memory,
     Queries,
+    Recurrence,
     Resampling,
     Temporal,
     Tokens,
@@ -166,8 +167,8 @@ def test_on_the_topology_of_sd15_every_part_of_lumiere_and_harivo_starts_neutral
     torch.testing.assert_close(got[::8], expected[::8], atol=1e-3, rtol=0)
     assert (got[::8] - expected[::8]).abs().max() > 1e-8, "the tokens are there"
     for module in model.inflation.modules():
-        if hasattr(module, "gamma"):
-            nn.init.zeros_(module.gamma)
+        if hasattr(module, "theta"):
+            nn.init.constant_(module.theta, -math.inf)
     with torch.no_grad():
         without_tokens = model(*rows, Clip.of(17))
     torch.testing.assert_close(without_tokens[::8], expected[::8], atol=1e-5, rtol=0)
@@ -187,11 +188,11 @@ PARTS = {
     "mapping": InflationConfig(mapping=Mapping()),
     "mapping over pixels": InflationConfig(mapping=Mapping(kernel=3)),
     "tokens": InflationConfig(tokens=Tokens(frames=5)),
-    "frames": InflationConfig(frames=Frames()),
-    "memory": InflationConfig(memory=Memory()),
+    "frames": InflationConfig(frame_attention=CrossFrames()),
+    "memory": InflationConfig(recurrence=Recurrence()),
     "everything": InflationConfig(
         Temporal(levels=(("convolution", "factorised"), ("transformer",), ("attention",), ("stacked",)), middle=True),
-        *(Frames(), Memory(), Queries(4), Resampling(LEVELS), Mapping(), Tokens(frames=5)),
+        *(CrossFrames(), Recurrence(), Queries(4), Resampling(LEVELS), Mapping(), Tokens(frames=5)),
     ),
 }
 FOR_ITSELF = {"tokens"}

@@ -1,6 +1,7 @@
 """The cache gives what computing would give, survives damage, and never freezes a window or a crop."""
 
 import logging
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from stillmotion.trainer.clips import cache
 from stillmotion.trainer.clips.cache import cached, caption_embedding, clip_latents, training_window, weights_hash
 from stillmotion.trainer.clips.find import Source, decode
 
@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         cached(tmp_path / "x", lambda: torch.zeros(3))
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import InflationConfig, Memory, Temporal
+from stillmotion.networks.config import InflationConfig, Recurrence, Temporal
 from stillmotion.networks.formats.animatediff import to_animatediff
 from stillmotion.networks.formats.files import read_motion_adapter
 from stillmotion.networks.formats.modules import sd15_like
@@ -184,7 +184,7 @@ def test_a_pickle_with_code_is_refused_in_one_sentence(tmp_path, capsys):
 
 def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, motion, animatediff, capsys):
     path, out = motion[0], tmp_path / "out.safetensors"
-    config = InflationConfig(Temporal(), memory=Memory())
+    config = InflationConfig(Temporal(), recurrence=Recurrence())
     write_motion_file(tmp_path / "memory.safetensors", trained(config), MotionInfo(config, SMALL))
     torch.save(dict(list(animatediff.items())[1:]), tmp_path / "short.ckpt")
     torch.save({"conv_in.weight": torch.zeros(3)}, tmp_path / "image.ckpt")

@@ -7,7 +7,16 @@ import pytest
 import tiny_run as tiny
 import torch
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import PARTS, Frames, InflationConfig, Mapping, Memory, Queries, Resampling, Tokens
+from stillmotion.networks.config import (
+    PARTS,
+    CrossFrames,
+    InflationConfig,
+    Mapping,
+    Queries,
+    Recurrence,
+    Resampling,
+    Tokens,
+)
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.presets import PRESETS
@@ -140,8 +149,8 @@ REACHED = {
     "tokens.frames": ("--preset harivo --frames 20", lambda c: c.tokens.frames == 20),
     "tokens.count": ("--preset harivo --token-count 5", lambda c: c.tokens.count == 5),
     "tokens.neutral": ("--preset harivo --token-gate paper", lambda c: not c.tokens.neutral),
-    "frames.heads": ("--frame-heads 4", lambda c: c.frames == Frames(4)),
-    "memory.mode": ("--recurrence paper_rnn", lambda c: c.memory == Memory("paper_rnn")),
+    "frame_attention.heads": ("--frame-heads 4", lambda c: c.frame_attention == CrossFrames(4)),
+    "recurrence.mode": ("--recurrence paper_rnn", lambda c: c.recurrence == Recurrence("paper_rnn")),
     "queries.rank": ("--rank 3", lambda c: c.queries == Queries(3)),
 }
 """For each option that the networks have: flags that set it, and what they then make of it."""
@@ -154,10 +163,10 @@ def few_shot_config_of(*more):
 @pytest.mark.parametrize("option", REACHED)
 def test_an_option_of_the_networks_is_set_by_a_flag(option):
     flags, holds = REACHED[option]
-    if option.partition(".")[0] in ("frames", "memory", "queries"):
+    if option.partition(".")[0] in ("frame_attention", "recurrence", "queries"):
         options = read_options(FewShotOptions, ["--videos", "v", "--base", "b", *flags.split()], "fewshot")
         assert holds(fewshot.inflation_config(options)) and not holds(
-            InflationConfig(None, Frames(), Memory(), Queries())
+            InflationConfig(None, CrossFrames(), Recurrence(), Queries())
         )
     else:
         assert holds(config_of(*flags.split())) and not holds(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_run as tiny
 import torch
+from stillmotion.networks.atomic import Recorder, write_durably
 from stillmotion.trainer.run import checkpoints
 from stillmotion.trainer.run.checkpoints import (
     check_same_facts,
@@ -19,7 +20,6 @@ from stillmotion.trainer.run.checkpoints import (
     save_state,
     saved_states,
     state_of,
-    write_durably,
 )
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_save_before(tmp_path, monkeyp
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(*{"write": (checkpoints.Recorder, "write"), "fsync": (os, "fsync")}[call], full)
+    monkeypatch.setattr(*{"write": (Recorder, "write"), "fsync": (os, "fsync")}[call], full)
     with pytest.raises(OSError, match=r"disk is full .*state-000002\.pt could not be saved.*--resume"):
         save_state(tmp_path, small_state(2))
     assert [path.name for path in tmp_path.iterdir()] == [old.name] and old.read_bytes() == content

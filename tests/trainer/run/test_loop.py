@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMScheduler
-from stillmotion.networks.config import InflationConfig, Memory, Queries
+from stillmotion.networks.config import InflationConfig, Queries, Recurrence
 from stillmotion.trainer.clips.batches import batch_for, clip_at, clips_hash, draw, rows
 from stillmotion.trainer.losses.denoising import add_noise, batch_loss, noise_loss, noisy_rows, signal_shares
 from stillmotion.trainer.losses.objectives import Denoising
@@ -340,7 +340,7 @@ def test_files_in_the_folder_save_and_stop(tmp_path, file, saves, steps):
 
 
 @pytest.mark.parametrize(
-    "config", [InflationConfig(queries=Queries(None)), InflationConfig(memory=Memory("paper_rnn"))]
+    "config", [InflationConfig(queries=Queries(None)), InflationConfig(recurrence=Recurrence("paper_rnn"))]
 )
 def test_every_kind_of_part_trains(config):
     training = tiny.tiny_training(model=tiny.tiny_model(config), steps=4)

@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from stillmotion.networks.config import InflationConfig, Mapping, Memory, Temporal, Tokens
+from stillmotion.networks.config import InflationConfig, Mapping, Recurrence, Temporal, Tokens
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.trainer.run.workflow import TEMPLATE, write_workflow
 
 SLIM = Structure((Level(32, (1,), (1, 1)),), middle=0, context=768)
-INFO = MotionInfo(InflationConfig(memory=Memory()), SLIM, frames=5, fps=12.5, width=72, height=40)
+INFO = MotionInfo(InflationConfig(recurrence=Recurrence()), SLIM, frames=5, fps=12.5, width=72, height=40)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_run_with_harivos_sampling_gets_the_sampler_that_has_it(written):
 
 @pytest.mark.parametrize("more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}])
 def test_a_file_with_more_than_few_shot_motion_is_loaded_by_the_stunet_loader(written, more):
-    node = written(replace(INFO, config=InflationConfig(memory=Memory(), **more)))["The motion"]
+    node = written(replace(INFO, config=InflationConfig(recurrence=Recurrence(), **more)))["The motion"]
     assert node["type"] == "StillmotionSTUNetLoader"
     assert node["widgets_values"] == ["wave.safetensors", 1.0, 0, "from file", "", ""]
 

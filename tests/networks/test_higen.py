@@ -6,9 +6,9 @@ import pytest
 import torch
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Temporal
+from stillmotion.networks.higen import FrameTransformer
 from stillmotion.networks.inflation import Attached, Inflation, after_layer
 from stillmotion.networks.sites import Level, Structure
-from stillmotion.networks.transformer import FrameTransformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,7 +53,7 @@ def ttrans(block, y):
 @pytest.mark.parametrize("scope", ["frame", "clip"])
 @pytest.mark.parametrize("frames", [2, 5])
 def test_the_block_equals_its_formula_pixel_by_pixel(scope, frames):
-    block = randomised(FrameTransformer(channels=64, inner=24, heads=3, norm_scope=scope))
+    block = randomised(FrameTransformer(64, 24, 3, False, scope))
     assert len(block.attentions) == 2
     x = torch.randn(2 * frames, 64, 3, 2, dtype=torch.float64) + torch.arange(2 * frames).view(-1, 1, 1, 1)
     got = block(x, frames).unflatten(0, (2, frames))
@@ -69,12 +69,12 @@ def test_the_block_equals_its_formula_pixel_by_pixel(scope, frames):
 @pytest.mark.parametrize("scope", ["frame", "clip"])
 def test_a_new_block_adds_exactly_nothing(dtype, scope):
     x = torch.randn(2 * 3, 32, 3, 2, dtype=dtype)
-    assert torch.equal(FrameTransformer(32, 64, 1, scope).to(dtype)(x, 3), torch.zeros_like(x))
+    assert torch.equal(FrameTransformer(32, 64, 1, False, scope).to(dtype)(x, 3), torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("scope", ["frame", "clip"])
 def test_it_does_not_know_the_order_of_frames(scope):
-    block, x = randomised(FrameTransformer(32, 64, 2, scope)), torch.randn(5, 32, 3, 2, dtype=torch.float64)
+    block, x = randomised(FrameTransformer(32, 64, 2, False, scope)), torch.randn(5, 32, 3, 2, dtype=torch.float64)
     shuffled, added = torch.tensor([3, 0, 4, 1, 2]), block(x, 5)
     torch.testing.assert_close(block(x[shuffled], 5), added[shuffled])
     others = torch.cat([x[:1], torch.randn_like(x[1:])])

@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 import torch
 from stillmotion.networks.config import InflationConfig, Temporal
-from stillmotion.networks.factorised import AttentionInflation, ConvolutionInflation
 from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.lumiere import AttentionInflation, ConvolutionInflation
 from stillmotion.networks.sites import Level, Structure
 from torch import nn
 from torch.nn import functional as F

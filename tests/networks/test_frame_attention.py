@@ -7,17 +7,17 @@ import pytest
 import torch
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from stillmotion.networks.config import Frames, InflationConfig, Temporal
-from stillmotion.networks.inflation import Inflation
-from stillmotion.networks.sites import Level, Structure
-from stillmotion.networks.temporal import (
+from stillmotion.networks.animatediff import MotionModule
+from stillmotion.networks.config import CrossFrames, InflationConfig, Temporal
+from stillmotion.networks.frame_attention import (
     BlockFrameAttention,
     FeedForward,
     FrameAttention,
-    TemporalTransformer,
     frame_positions,
     zero_init,
 )
+from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.sites import Level, Structure
 from torch import nn
 
 SD15_LEVELS = (
@@ -108,7 +108,7 @@ def test_feed_forward_is_geglu():
 @pytest.mark.parametrize("scope", ["frame", "clip"])
 @pytest.mark.parametrize("frames", [1, 5])
 def test_temporal_transformer_equals_the_formula_pixel_by_pixel(scope, frames):
-    block = randomised(TemporalTransformer(channels=64, heads=4, positional=True, norm_scope=scope))
+    block = randomised(MotionModule(64, 64, 4, True, scope))
     x = torch.randn(2 * frames, 64, 3, 2, dtype=torch.float64) + torch.arange(2 * frames).view(-1, 1, 1, 1)
     got, clips = (t.unflatten(0, (2, frames)) for t in (block(x, frames), x))
 
@@ -129,7 +129,7 @@ def test_temporal_transformer_equals_the_formula_pixel_by_pixel(scope, frames):
 @pytest.mark.parametrize("scope", ["frame", "clip"])
 def test_a_new_block_adds_exactly_nothing(dtype, scope):
     x = torch.randn(2 * 3, 64, 3, 2, dtype=dtype)
-    added = TemporalTransformer(64, 8, positional=True, norm_scope=scope).to(dtype)(x, 3)
+    added = MotionModule(64, 64, 8, True, scope).to(dtype)(x, 3)
     assert torch.equal(added, torch.zeros_like(x))
     assert added.dtype == dtype
 
@@ -142,7 +142,7 @@ def test_a_new_attention_in_a_block_adds_exactly_nothing(dtype):
 
 def test_weight_and_bias_of_the_last_layer_are_zero_and_no_other_weight_is():
     for block, last in [
-        (TemporalTransformer(64, 8, True, "frame"), "proj_out"),
+        (MotionModule(64, 64, 8, True, "frame"), "proj_out"),
         (BlockFrameAttention(64, 8), "attention.out"),
     ]:
         zero = {name for name, p in block.named_parameters() if not p.any() and "norm" not in name}
@@ -171,7 +171,7 @@ def test_positions_are_rounded_once_to_the_dtype_of_the_layer():
 
 @pytest.mark.parametrize("scope", ["frame", "clip"])
 def test_clips_of_one_batch_do_not_see_each_other(scope):
-    frames, block = 3, randomised(TemporalTransformer(64, 4, positional=True, norm_scope=scope))
+    frames, block = 3, randomised(MotionModule(64, 64, 4, True, scope))
     x = torch.randn(2 * frames, 64, 3, 2, dtype=torch.float64, requires_grad=True)
     (other,) = torch.autograd.grad(block(x, frames)[:frames].square().sum(), x)
     assert other[:frames].abs().amax((1, 2, 3)).min() > 0
@@ -233,7 +233,7 @@ def named(prefix, layer):
 
 @pytest.mark.parametrize("frames, height, width", [(1, 3, 2), (5, 3, 2), (24, 1, 4)])
 def test_with_clip_wide_norms_it_is_diffusers_animatediff_block(frames, height, width):
-    ours = randomised(TemporalTransformer(64, 8, positional=True, norm_scope="clip")).float()
+    ours = randomised(MotionModule(64, 64, 8, True, "clip")).float()
     theirs = diffusers_block(64, 8).eval()
     load_into_diffusers(theirs, ours)
     x = torch.randn(2 * frames, 64, height, width)
@@ -242,7 +242,7 @@ def test_with_clip_wide_norms_it_is_diffusers_animatediff_block(frames, height, 
 
 
 def test_norms_of_each_frame_and_of_the_clip_differ_unless_all_frames_are_the_same():
-    frame, clip = (randomised(TemporalTransformer(64, 8, True, scope)) for scope in ("frame", "clip"))
+    frame, clip = (randomised(MotionModule(64, 64, 8, True, scope)) for scope in ("frame", "clip"))
     clip.load_state_dict(frame.state_dict())
     still = torch.randn(1, 64, 3, 2, dtype=torch.float64).expand(5, -1, -1, -1)
     torch.testing.assert_close(frame(still, 5), clip(still, 5))
@@ -257,7 +257,7 @@ def test_channels_that_do_not_split_into_heads_are_refused():
 
 def test_norms_of_each_frame_do_not_see_the_other_frames_of_a_window():
     """With its attentions silenced, a block treats a frame alike in a clip of 5 and in a window of 2."""
-    block = randomised(TemporalTransformer(64, 8, positional=True, norm_scope="frame"))
+    block = randomised(MotionModule(64, 64, 8, True, "frame"))
     for attention in block.attentions:
         zero_init(attention.out)
     x = torch.randn(5, 64, 3, 2, dtype=torch.float64)
@@ -288,13 +288,13 @@ def test_parameters_of_temporal_attention_in_every_transformer_block_of_sd15():
     """Four projections in 16 transformers are 49.6 million weights; the rest are biases and norms."""
     rest = 3 * (5 * 320 + 5 * 640 + 6 * 1280)
     assert round(4 * SQUARES / 1e6, 1) == 49.6
-    assert count(InflationConfig(frames=Frames())) == 4 * SQUARES + rest
+    assert count(InflationConfig(frame_attention=CrossFrames())) == 4 * SQUARES + rest
 
 
 def test_more_rows_than_a_kernel_takes_are_attended_in_parts(monkeypatch):
-    from stillmotion.networks import temporal
+    from stillmotion.networks import frame_attention
 
-    layer, tokens = temporal.FrameAttention(32, 4, positional=True).double(), torch.randn(11, 5, 32).double()
+    layer, tokens = frame_attention.FrameAttention(32, 4, positional=True).double(), torch.randn(11, 5, 32).double()
     whole = layer(tokens)
-    monkeypatch.setattr(temporal, "MOST_ROWS", 4)
+    monkeypatch.setattr(frame_attention, "MOST_ROWS", 4)
     torch.testing.assert_close(layer(tokens), whole, rtol=0, atol=1e-12)

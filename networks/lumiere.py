@@ -1,4 +1,4 @@
-"""Lumiere's blocks: convolutions over pixels and over frames at fine levels, attention over frames at the coarsest."""
+"""Lumiere's temporal blocks: convolutions over pixels and frames at fine levels, attention at the coarsest."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .block import BlockOptions, TemporalBlock
 from .convolution import FrameConvolution
-from .temporal import FeedForward, FrameAttention, zero_init
+from .frame_attention import GROUPS, FeedForward, FrameAttention, zero_init
+from .sites import Site
+
+HEAD_WIDTH = 64
 
 
-class ConvolutionInflation(nn.Module):
+class ConvolutionInflation(TemporalBlock):
     """A 3x3 convolution of each frame, one over three frames of each pixel, and a projection, zero at the start.
 
     Shape: activations `(clips * frames, channels, height, width)`; returns what is to be added to them.
-    Source: Lumiere (Bar-Tal et al. 2024), section 3.1 and figure 4b. The paper leaves norm, activation and width open:
-    here GroupNorm of each frame, SiLU, and `hidden` channels between the convolutions.
+    Source: Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945), section 3.1 and figure 4b. The paper leaves norm,
+    activation
+    and width open: here GroupNorm of each frame, SiLU, and `hidden` channels between the convolutions.
     """
+
+    kind, peak = "factorised", 6
 
     def __init__(self, channels: int, hidden: int, ops=nn):
         super().__init__()
         self.over_pixels = ops.Conv2d(channels, hidden, 3, padding=1)
-        self.norm_pixels = ops.GroupNorm(32, hidden)
+        self.norm_pixels = ops.GroupNorm(GROUPS, hidden)
         self.over_frames = FrameConvolution(hidden, ops=ops)
-        self.norm_frames = ops.GroupNorm(32, hidden)
+        self.norm_frames = ops.GroupNorm(GROUPS, hidden)
         self.out = zero_init(ops.Conv2d(hidden, channels, 1))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
@@ -31,13 +38,24 @@ class ConvolutionInflation(nn.Module):
         y = F.silu(self.norm_frames(self.over_frames(y, frames)))
         return self.out(y)
 
+    @staticmethod
+    def channel_multiple(options: BlockOptions) -> int:
+        return GROUPS * (2 if options.narrow else 1)
 
-class AttentionInflation(nn.Module):
+    @classmethod
+    def build(cls, site: Site, options: BlockOptions, ops=nn) -> ConvolutionInflation:
+        return cls(site.width, site.width // 2 if options.narrow else site.width, ops)
+
+
+class AttentionInflation(TemporalBlock):
     """Stacked transformer layers over the frames of each pixel, and a projection, zero at the start.
 
     Shape: activations `(clips * frames, channels, height, width)`; returns what is to be added to them.
-    Source: Lumiere (Bar-Tal et al. 2024), section 3.1 and figure 4c; at the coarsest level alone, where it is cheap.
+    Source: Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945), section 3.1 and figure 4c; at the coarsest level alone,
+    where it is cheap.
     """
+
+    kind, peak = "stacked", 20
 
     def __init__(self, channels: int, heads: int, layers: int, ops=nn):
         super().__init__()
@@ -52,3 +70,11 @@ class AttentionInflation(nn.Module):
             y = y + attention(y)
             y = y + feed_forward(y)
         return rearrange(self.out(y), "(b h w) f c -> (b f) c h w", h=h, w=w)
+
+    @staticmethod
+    def channel_multiple(options: BlockOptions) -> int:
+        return 1
+
+    @classmethod
+    def build(cls, site: Site, options: BlockOptions, ops=nn) -> AttentionInflation:
+        return cls(site.width, max(1, site.width // HEAD_WIDTH), options.layers, ops)

@@ -1,4 +1,4 @@
-"""Attention over the frames of a clip, each pixel for itself: AnimateDiff's block and the few-shot papers' layer."""
+"""Attention over the frames of a clip, each pixel for itself: what the papers' temporal blocks are made of."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from torch.nn import functional as F
 
 NormScope = Literal["frame", "clip"]
 MOST_ROWS = 2**15
+GROUPS = 32
+"""Of every GroupNorm; channels are a multiple of it."""
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Zeroes weight and bias: a bias alone would already change the picture."""
+    """Zero weight and bias: a bias alone would already change the picture."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def frame_positions(frames: int, channels: int, like: Tensor) -> Tensor:
-    """Sinusoidal positions of frames 0, 1, 2 …, `(frames, channels)`: sine on even, cosine on odd channels.
+    """Return sinusoidal positions of frames 0, 1, 2 …, `(frames, channels)`: sine on even, cosine on odd channels.
 
     Source: Vaswani et al. 2017, section 3.5, base 10000; the layout of AnimateDiff's positions.
     """
@@ -32,7 +34,7 @@ def frame_positions(frames: int, channels: int, like: Tensor) -> Tensor:
 
 
 def normed(norm: nn.Module, x: Tensor, frames: int, scope: NormScope) -> Tensor:
-    """GroupNorm of activations `(clips * frames, channels, height, width)`, over each frame or over a whole clip."""
+    """Normalise activations `(clips * frames, channels, height, width)` over each frame or over a whole clip."""
     if scope == "frame":
         return norm(x)
     return rearrange(norm(rearrange(x, "(b f) c h w -> b c f h w", f=frames)), "b c f h w -> (b f) c h w")
@@ -58,16 +60,18 @@ class FrameAttention(nn.Module):
         y = self.norm(tokens)
         if self.positional:
             y = y + frame_positions(y.shape[1], y.shape[2], y)
-        q, k, v = rearrange(self.qkv(y), "n f (qkv heads d) -> qkv n heads f d", qkv=3, heads=self.heads)
-        return self.out(rearrange(attend(q, k, v), "n heads f d -> n f (heads d)"))
+        return self.out(attention_over_frames(self.qkv(y), self.heads))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of `(pixels, heads, frames, d)`; some of CUDA's kernels refuse more rows than MOST_ROWS at once."""
-    if len(q) <= MOST_ROWS:
-        return F.scaled_dot_product_attention(q, k, v)
-    parts = zip(*(tensor.split(MOST_ROWS) for tensor in (q, k, v)))
-    return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+def attention_over_frames(qkv: Tensor, heads: int) -> Tensor:
+    """Attend in so many heads: queries, keys and values `(pixels, frames, 3 * width)` to `(pixels, frames, width)`.
+
+    Some of CUDA's kernels refuse more rows than MOST_ROWS at once.
+    """
+    if len(qkv) > MOST_ROWS:
+        return torch.cat([attention_over_frames(part, heads) for part in qkv.split(MOST_ROWS)])
+    q, k, v = rearrange(qkv, "n f (qkv heads d) -> qkv n heads f d", qkv=3, heads=heads)
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "n heads f d -> n f (heads d)")
 
 
 class BlockFrameAttention(nn.Module):
@@ -102,29 +106,28 @@ class FeedForward(nn.Module):
         return self.out(value * F.gelu(gate))
 
 
-class TemporalTransformer(nn.Module):
-    """AnimateDiff's motion block: two attentions over frames and a feed-forward, between two projections.
+class TransformerOverFrames(nn.Module):
+    """Two attentions over frames and a feed-forward, `inner` wide, between two projections, the last zero at the start.
 
-    The last projection starts at zero, so a new block adds nothing: inflating a U-Net changes no image until the
-    block is trained.
+    A new one adds nothing: inflating a U-Net changes no image until it is trained.
 
     Shape: activations `(clips * frames, channels, height, width)`; returns what is to be added to them.
-    Source: AnimateDiff (Guo et al. 2023), section 3.2; HARIVO, section 3.
 
     Args:
+        positional: attention knows the place of a frame in its clip.
         norm_scope: the GroupNorm's statistics are of each frame (AnimateDiff's own code) or of the clip (diffusers).
     """
 
-    def __init__(self, channels: int, heads: int, positional: bool, norm_scope: NormScope, ops=nn):
+    def __init__(self, channels: int, inner: int, heads: int, positional: bool, norm_scope: NormScope, ops=nn):
         super().__init__()
         self.norm_scope = norm_scope
-        self.norm = ops.GroupNorm(32, channels, eps=1e-6)
-        self.proj_in = ops.Linear(channels, channels)
-        self.attentions = nn.ModuleList(FrameAttention(channels, heads, positional, ops) for _ in range(2))
-        self.feed_forward = FeedForward(channels, ops)
-        self.proj_out = zero_init(ops.Linear(channels, channels))
+        self.norm = ops.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.proj_in = ops.Linear(channels, inner)
+        self.attentions = nn.ModuleList(FrameAttention(inner, heads, positional, ops) for _ in range(2))
+        self.feed_forward = FeedForward(inner, ops)
+        self.proj_out = zero_init(ops.Linear(inner, channels))
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int) -> Tensor | None:
         h, w = x.shape[-2:]
         y = rearrange(normed(self.norm, x, frames, self.norm_scope), "(b f) c h w -> (b h w) f c", f=frames)
         y = self.proj_in(y)

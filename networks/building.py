@@ -1,0 +1,63 @@
+"""The modules of an inflation, site by site, as its config describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from .config import InflationConfig, Temporal
+from .convolution import FrameConvolution
+from .frame_attention import BlockFrameAttention, zero_init
+from .kinds import BLOCKS
+from .mapping import MappingNetwork
+from .queries import QueryLora, QueryMatrix
+from .recurrent import RecurrentAttention
+from .sites import Site, Structure
+from .tokens import FrameTokens, TokenWeight
+
+SAMPLE, TEXT = "sample", "text"
+"""Sites that are no layers: what goes into the U-Net."""
+
+Built = Iterator[tuple[str, str, int | None, nn.Module]]
+"""Site, part, level of the U-Net, module."""
+
+
+def build(config: InflationConfig, structure: Structure, ops) -> Built:
+    """Yield every module of an inflation; `ops` is where layers come from."""
+    if config.mapping:
+        yield SAMPLE, "mapping", None, MappingNetwork(config.mapping.kernel, ops)
+    if config.tokens:
+        yield TEXT, "tokens", None, FrameTokens(structure.context, config.tokens.frames, config.tokens.count, ops)
+    for site in structure.sites():
+        for kind in kinds_after(site, config.temporal):
+            yield site.name, kind, site.level, BLOCKS[kind].build(site, config.temporal, ops)
+        if config.resampling and site.kind in ("down", "up"):
+            level = site.level - (site.kind == "up")
+            if level in config.resampling.levels:
+                convolution = FrameConvolution(site.width, stride=2 if site.kind == "down" else 1, ops=ops)
+                yield site.name, "resampling", level, zero_init(convolution)
+        for name in site.blocks:
+            yield from _build_in_block(config, name, site, ops)
+
+
+def kinds_after(site: Site, temporal: Temporal | None) -> list[str]:
+    """Return the kinds of temporal blocks that come after a layer."""
+    if temporal is None or (site.stage == "middle" and not temporal.middle):
+        return []
+    return [kind for kind in temporal.at_level(site.level) if BLOCKS[kind].goes_after(site)]
+
+
+def _build_in_block(config: InflationConfig, block: str, site: Site, ops) -> Built:
+    if config.frame_attention:
+        heads = config.frame_attention.heads
+        yield block, "frame_attention", site.level, BlockFrameAttention(site.width, heads, ops)
+    if config.recurrence:
+        yield f"{block}.attn1", "recurrence", site.level, RecurrentAttention(site.width, config.recurrence.mode, ops)
+    if config.tokens:
+        yield f"{block}.attn2", "tokens", site.level, TokenWeight(config.tokens.neutral)
+    if config.queries:
+        for attention in ("attn1", "attn2"):
+            rank = config.queries.rank
+            queries = QueryMatrix(site.width, ops) if rank is None else QueryLora(site.width, rank, ops)
+            yield f"{block}.{attention}", "queries", site.level, queries
