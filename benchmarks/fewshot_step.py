@@ -21,7 +21,7 @@ from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Plan
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.losses.denoising import noise_loss
-from stillmotion.trainer.losses.objectives import Denoising
+from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.run.estimate import GIB, estimate_memory
 from stillmotion.trainer.run.optimiser import make_optimizer
 
@@ -71,7 +71,7 @@ class Step:
     def memory(self):
         if self.options.device != "cuda":
             rows = (1, self.options.frames)
-            objective = Denoising(self.model, Plan(0, self.options.frames, self.cells))
+            objective = Objective(self.model, Plan(0, self.options.frames, self.cells))
             return estimate_memory(objective, rows, self.cells, average=False, eight_bit=False).total
         torch.cuda.reset_peak_memory_stats()
         self()

@@ -19,7 +19,7 @@ from stillmotion.trainer.clips.cache import encode_clip
 from stillmotion.trainer.clips.find import find_clips
 from stillmotion.trainer.commands.inflate import starting_inflation
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.losses.objectives import Denoising
+from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import InflateOptions
 from stillmotion.trainer.run.held_out import fixed_noise_loss
 from stillmotion.trainer.run.loop import update
@@ -74,7 +74,7 @@ def main():
         accelerator, structure = Accelerator(), structure_of(base.unet)
         torch.manual_seed(0)
         network = network_for(options, base, change(starting_inflation(options, structure)))
-        training = new_training(options, accelerator, Denoising(network, plan_of(options, accelerator)))
+        training = new_training(options, accelerator, Objective(network, plan_of(options, accelerator)))
         source = partial(batch_for, training.plan, clips[HELD_OUT:], no_caption, 1)
         losses = [fixed_noise_loss(training, clips[:HELD_OUT])]
         for step in range(1, options.steps + 1):

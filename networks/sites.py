@@ -46,8 +46,8 @@ class Site:
     ends_unit: bool = False
 
     @property
-    def stage(self) -> Literal["input", "middle", "output"]:
-        """On the way down, in the middle, or on the way up."""
+    def stage(self) -> str:
+        """ "input" on the way down, "middle", or "output" on the way up."""
         return self.name.partition("_")[0]
 
     @property

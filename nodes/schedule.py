@@ -9,6 +9,7 @@ import comfy.model_sampling
 import torch
 
 from ..networks.motion_file import MotionFileError, MotionInfo
+from ..samplers.schedules import BETA_END, BETA_START
 from .motion import LoadedMotion
 
 log = logging.getLogger("stillmotion")
@@ -52,7 +53,7 @@ def _sampling(info: MotionInfo):
     class Sampling(comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[info.prediction]):
         pass
 
-    settings = {"beta_schedule": COMFY_NAMES[info.schedule], "linear_start": 0.00085, "linear_end": 0.012}
+    settings = {"beta_schedule": COMFY_NAMES[info.schedule], "linear_start": BETA_START, "linear_end": BETA_END}
     return Sampling(SimpleNamespace(sampling_settings=settings))
 
 

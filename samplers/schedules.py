@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
+import torch
 from torch import Tensor
+
+TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012
+
+NoiseSchedule = Literal["scaled_linear", "linear"]
+"""Of betas, in diffusers' names: linear in their square root, or in themselves."""
 
 PURE_NOISE = 1e-6
 """Least signal that a ratio is formed with: where a flow begins there is none at all."""
+
+
+def alphas_cumprod(schedule: NoiseSchedule = "scaled_linear") -> Tensor:
+    """Return ᾱ, how much of the squared signal is left at each timestep, (1000,), float32.
+
+    Betas run from 0.00085 to 0.012: linear in their square root in Stable Diffusion (Rombach et al. 2022, code), in
+    themselves in AnimateDiff (Guo et al. 2023, code) and, by its wording, in HARIVO.
+    """
+    if schedule == "scaled_linear":
+        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS) ** 2
+    else:
+        betas = torch.linspace(BETA_START, BETA_END, TIMESTEPS)
+    return (1 - betas).cumprod(0)
 
 
 def sigmas_of(alphas_cumprod: Tensor) -> Tensor:

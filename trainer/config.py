@@ -93,6 +93,13 @@ def read_options(kind: type[Options], arguments: list[str], prog: str) -> Option
         raise ValueError("; ".join(describe(e, where, kind) for e in error.errors())) from error
 
 
+def defaults_of(kind: type[Options]) -> dict[str, Any]:
+    """Return the options that have a default, as they stand in JSON."""
+    fields = {name: field for name, field in kind.model_fields.items() if not field.is_required()}
+    values = kind.model_construct(**{n: f.get_default(call_default_factory=True) for n, f in fields.items()})
+    return values.model_dump(mode="json", include=set(fields))
+
+
 def as_toml(options: Options) -> str:
     """Return the options as a file that `--config` reads back to the same options."""
     return "".join(f"{name} = {toml_value(value)}\n" for name, value in options.model_dump(mode="json").items())

@@ -13,7 +13,7 @@ from PIL import Image
 from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Plan, TrainingClip, batch_for
-from stillmotion.trainer.losses.objectives import Denoising
+from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.run.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.loop import start_training, train, update
@@ -90,12 +90,12 @@ def tiny_plan(**changes):
     return Plan(**{**plan, **changes})
 
 
-def tiny_training(*, accumulation=1, batch_size=1, average=0.9, steps=8, plan=None, model=None, rate=1e-2):
+def tiny_training(*, accumulation=1, batch_size=1, ema=0.9, steps=8, plan=None, model=None, rate=1e-2):
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     schedule = Schedule(steps, rate, warm_up=2)
-    objective = Denoising(model or tiny_model(), plan or tiny_plan())
-    return start_training(accelerator, objective, schedule, batch_size=batch_size, average=average)
+    objective = Objective(model or tiny_model(), plan or tiny_plan())
+    return start_training(accelerator, objective, schedule, batch_size=batch_size, ema=ema)
 
 
 def source_of(training):

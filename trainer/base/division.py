@@ -1,4 +1,4 @@
-"""What trains, divided among processes by FSDP version 2, and made whole for files. Without FSDP all of it is whole."""
+"""What trains, sharded among processes by FSDP version 2, and gathered for files. Without FSDP all of it is whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ...networks.queries import QueryLora
 def prepare(
     accelerator: Accelerator, objective: nn.Module, inflation: Inflation, optimizer: Optimizer
 ) -> tuple[nn.Module, Optimizer]:
-    """The objective and the optimiser as accelerate runs them, what trains divided where it was set up for that."""
+    """Return the objective and the optimizer as accelerate runs them, what trains sharded where it was set up for
+    that."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return accelerator.prepare(objective, optimizer)
@@ -31,7 +32,7 @@ def prepare(
 
 
 def choose_units(plugin: FullyShardedDataParallelPlugin, objective: nn.Module, inflation: Inflation) -> None:
-    """Has each part of the inflation gathered when it is called, and the rest of what trains for a whole step.
+    """Have each part of the inflation gathered when it is called, and the rest of what trains for a whole step.
 
     The frozen U-Net, whose layers the host calls one by one, stays whole on every process; so do single numbers, which
     FSDP cannot divide. Types of numbers are autocast's business, as without FSDP.
@@ -49,16 +50,16 @@ def choose_units(plugin: FullyShardedDataParallelPlugin, objective: nn.Module, i
     plugin.activation_checkpointing = plugin.cpu_ram_efficient_loading = False
 
 
-def average_undivided(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """Averages gradients over processes where FSDP does not: those of single numbers, if others are divided."""
+def reduce_unsharded(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Average gradients over processes where FSDP does not: those of single numbers, if others are divided."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     single = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
     if single and len(single) < len(gradients):
         torch._foreach_copy_(single, list(accelerator.reduce(torch.stack(single), "mean")))
 
 
-def whole(state):
-    """Nested dicts and lists with whole tensors in place of divided ones, on the CPU.
+def gather(state):
+    """Return nested dicts and lists with whole tensors in place of shards, on the CPU.
 
     All processes must call it; only on the first one are they more than placeholders.
     """
@@ -71,24 +72,24 @@ def whole(state):
     return tree_map_only(DTensor, gathered, state)
 
 
-def divided(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """A whole tensor, divided as another one of its shape is."""
+def shard(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """Shard a whole tensor as another one of its shape is."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors."""
+    """Load whole tensors."""
     own = module.state_dict()
-    module.load_state_dict({name: divided(tensor, own.get(name)) for name, tensor in tensors.items()})
+    module.load_state_dict({name: shard(tensor, own.get(name)) for name, tensor in tensors.items()})
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict) -> None:
-    """`load_state_dict` of whole tensors."""
+    """Load whole tensors."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
-        number: {name: divided(value, parameters[number]) for name, value in of_one.items()}
+        number: {name: shard(value, parameters[number]) for name, value in of_one.items()}
         for number, of_one in saved["state"].items()
     }
     optimizer.load_state_dict({**saved, "state": state})

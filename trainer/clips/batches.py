@@ -14,12 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...samplers.schedules import TIMESTEPS, NoiseSchedule
 from .cache import training_window
-
-TIMESTEPS = 1000  # of Stable Diffusion's noise schedule
-
-NoiseSchedule = Literal["scaled_linear", "linear"]
-"""Of betas, in diffusers' names: linear in their square root, or in themselves."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from ...networks.config import CrossFrames, InflationConfig, Queries, Recurrence
 from ..base.host import structure_of
 from ..clips.find import find_clips
 from ..clips.inspect import inspect_clips, table, usable_clips
-from ..losses.objectives import Denoising
 from ..options import FewShotOptions
 from ..run.export import fresh_inflation
 from ..run.run import plan_of, train_and_export
@@ -27,8 +26,7 @@ def fewshot(options: FewShotOptions) -> None:
     base = load_image_model(options.base)
     clips = clips_in_memory(session, reports, base, options.first_frame)
     start = fresh_inflation(inflation_config(options), structure_of(base.unet), options.seed)
-    plan = plan_of(session, first_frame=options.first_frame)
-    train_and_export(session, base, clips, start, plan, Denoising)
+    train_and_export(session, base, clips, start, plan_of(session, first_frame=options.first_frame))
 
 
 def inflation_config(options: FewShotOptions) -> InflationConfig:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from ..base.host import InflatedUNet, structure_of
-from ..clips.batches import Plan
+from ..base.host import structure_of
 from ..clips.shards import shards_of
-from ..losses.objectives import Harivo, Weights
 from ..options import InflateOptions
 from ..run.architecture import check_frames, inflation_config
 from ..run.run import plan_of, train_and_export
@@ -27,18 +23,4 @@ def inflate(options: InflateOptions) -> None:
     start = starting_inflation(options, config, structure, options.seed)
     check_frames(options, start.config, structure)
     clips = streamed_clips(session, shards, reports, base)
-    plan = plan_of(session, schedule=options.schedule)
-    train_and_export(session, base, clips, start, plan, partial(objective, options))
-
-
-def objective(options: InflateOptions, network: InflatedUNet, plan: Plan) -> Harivo:
-    weights = Weights(
-        regularisation=options.regularisation,
-        regularise_every=options.regularise_every,
-        detach_image=options.detach_image,
-        trs=options.trs,
-        trs_reduction=options.trs_reduction,
-        contrastive=options.contrastive,
-        ramp=options.ramp,
-    )
-    return Harivo(network, plan, weights, options.queue)
+    train_and_export(session, base, clips, start, plan_of(session, schedule=options.schedule))

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...networks.config import InflationConfig
+from ..base.division import load
+from ..base.seeding import seeded_by
+from ..clips.batches import generator_for
+from .objective import Seen, Term
+
 TEMPERATURE = 0.1
 
 ENOUGH = 32
@@ -44,7 +50,7 @@ class ContrastiveHead(nn.Module):
 
 
 def decoupled_contrastive(z1: Tensor, z2: Tensor, negatives: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """-⟨z1, z2⟩ / τ + log Σ_q exp(⟨z, z_q⟩ / τ) of each clip, (clips,), averaged over z = z1 and z = z2.
+    """Return -⟨z1, z2⟩ / τ + log Σ_q exp(⟨z, z_q⟩ / τ) of each clip, (clips,), averaged over z = z1 and z = z2.
 
     The pair itself is not in the sum. The loss falls below zero where a clip's frames are alike.
     Source: HARIVO, L_DC; decoupled as by Yeh et al. 2022 (arXiv 2110.06848).
@@ -59,7 +65,7 @@ def decoupled_contrastive(z1: Tensor, z2: Tensor, negatives: Tensor, temperature
 
 
 def contrastive_loss(z1: Tensor, z2: Tensor, queue: Queue, temperature: float = TEMPERATURE) -> Tensor:
-    """The decoupled contrastive loss of each clip, (clips,), against the queue.
+    """Return the decoupled contrastive loss of each clip, (clips,), against the queue.
 
     As long as that holds too little, the batch's other clips are the negatives. A clip that is alone has a loss of 0,
     with gradients of 0: processes that train together must all have a gradient for every weight of the head.
@@ -71,7 +77,7 @@ def contrastive_loss(z1: Tensor, z2: Tensor, queue: Queue, temperature: float = 
 
 
 def other_clips(z1: Tensor, z2: Tensor) -> Tensor:
-    """Both projections of every other clip of the batch, for each clip: (clips, 2 * (clips - 1), channels)."""
+    """Return both projections of every other clip of the batch, for each clip: (clips, 2 * (clips - 1), channels)."""
     clips = len(z1)
     others = torch.tensor([[j for j in range(clips) if j != i] for i in range(clips)], dtype=torch.long)
     return torch.cat([z1[others], z2[others]], dim=1)
@@ -94,7 +100,7 @@ class Queue:
         return len(self.entries)
 
     def push(self, projections: Tensor) -> None:
-        """Takes the projections `(rows, channels)` of one step, those of all processes, in the same order on each."""
+        """Take the projections `(rows, channels)` of one step, those of all processes, in the same order on each."""
         longer = torch.cat([self.entries.to(projections.device), projections.detach().to(self.entries.dtype)])
         self.entries = longer[-self.size :].clone()  # a save of the part itself would hold the whole
 
@@ -106,7 +112,7 @@ class Queue:
 
 
 def frame_pair(frames: int, seed: int) -> tuple[int, int]:
-    """Two different frames of a clip, every ordered pair as likely as any other.
+    """Draw two different frames of a clip, every ordered pair as likely as any other.
 
     Drawn by Python: the estimate of a step's memory runs on tensors that hold no numbers.
 
@@ -119,3 +125,56 @@ def frame_pair(frames: int, seed: int) -> tuple[int, int]:
         )
     first, second = Random(seed).sample(range(frames), 2)
     return first, second
+
+
+class ContrastiveLoss(nn.Module):
+    """The contrastive loss of a batch: two frames of each clip, at the frame rate of the middle block, and the queue.
+
+    Args:
+        channels, cells: of the middle block's maps, see `ContrastiveHead`.
+        seed: of the head's weights.
+    """
+
+    def __init__(self, channels: int, cells: tuple[int, int], seed: int, queue: int = 1024):
+        super().__init__()
+        with seeded_by(generator_for(seed, "head")):
+            self.head = ContrastiveHead(channels, cells)
+        self.queue = Queue(channels, queue)
+
+    def forward(self, seen: Seen) -> Tensor:
+        clips = seen.middle.unflatten(0, (len(seen.batch.seeds), -1))
+        chosen = [frame_pair(clips.shape[1], seed) for seed in seen.batch.seeds]
+        projected = self.head(torch.cat([clip[list(pair)] for clip, pair in zip(clips, chosen)]))
+        seen.kept.append(projected.detach())
+        return contrastive_loss(projected[::2], projected[1::2], self.queue).mean()
+
+    def after_step(self, kept: Tensor) -> None:
+        self.queue.push(kept)
+
+    def state(self) -> dict:
+        return {"head": self.head.state_dict(), "queue": self.queue.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        load(self.head, state["head"])
+        self.queue.load_state_dict(state["queue"])
+
+
+def contrastive_term(
+    weight: float, channels: int, cells: tuple[int, int], seed: int, queue: int = 1024, ramp: int = 0
+) -> Term:
+    return Term("contrastive", weight, ContrastiveLoss(channels, cells, seed, queue), ramp=ramp)
+
+
+def middle_cells(cells: tuple[int, int], levels: int) -> tuple[int, int]:
+    """Return (width, height) of the middle block's maps: every resize halves, what is odd is rounded up."""
+    return tuple(-(-side // 2 ** (levels - 1)) for side in cells)
+
+
+def check_middle(config: InflationConfig, frames: int) -> None:
+    """Raise ValueError where the middle block sees less than the two frames that the contrastive loss compares."""
+    factor = config.resampling.factor if config.resampling else 1
+    if frames <= factor:
+        raise ValueError(
+            f"--contrastive compares two frames in the middle of the U-Net, where {frames} frames have become one: give"
+            f" more than {factor} --frames, or halve them at fewer levels"
+        )

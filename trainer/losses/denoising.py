@@ -5,34 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ...networks.clip import Clip
-from ..clips.batches import TIMESTEPS, Batch, NoiseSchedule, Plan
-
-
-def signal_shares(schedule: NoiseSchedule = "scaled_linear") -> Tensor:
-    """How much of the squared signal is left at each timestep, (1000,), float32.
-
-    Betas run from 0.00085 to 0.012: linear in their square root in Stable Diffusion (Rombach et al. 2022, code), in
-    themselves in AnimateDiff (Guo et al. 2023) and, by its wording, in HARIVO.
-    """
-    if schedule == "scaled_linear":
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS) ** 2
-    else:
-        betas = torch.linspace(0.00085, 0.012, TIMESTEPS)
-    return (1 - betas).cumprod(0)
+from ...samplers.schedules import NoiseSchedule, alphas_cumprod
+from ..clips.batches import Batch, Plan
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule = "scaled_linear") -> Tensor:
-    """z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) ε, row by row."""
-    share = signal_shares(schedule).to(latents.device)[timesteps].view(-1, 1, 1, 1)
-    return share.sqrt() * latents + (1 - share).sqrt() * noise
+    """Return z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) ε, row by row."""
+    signal = alphas_cumprod(schedule).to(latents.device)[timesteps].view(-1, 1, 1, 1)
+    return signal.sqrt() * latents + (1 - signal).sqrt() * noise
 
 
 def noisy_rows(batch: Batch, plan: Plan) -> Tensor:
-    """What the network sees: every frame noised, or all but the first of each clip (LAMP, Wu et al. 2023)."""
+    """Return what the network sees: every frame noised, or all but the first of each clip (LAMP, Wu et al. 2023)."""
     noisy = add_noise(batch.latents, batch.noise, batch.timesteps, plan.schedule)
     if plan.first_frame == "clean":
         noisy = noisy.clone()
@@ -41,7 +28,7 @@ def noisy_rows(batch: Batch, plan: Plan) -> Tensor:
 
 
 def noise_loss(predicted: Tensor, noise: Tensor, frames: int, first_frame: Literal["noisy", "clean"]) -> Tensor:
-    """Mean squared error of the noise of each clip, (clips,), in float32.
+    """Return the mean squared error of the noise of each clip, (clips,), in float32.
 
     Args:
         predicted, noise: rows `(clips * frames, 4, height, width)`.
@@ -52,16 +39,16 @@ def noise_loss(predicted: Tensor, noise: Tensor, frames: int, first_frame: Liter
 
 
 def velocity_weight(timesteps: Tensor, schedule: NoiseSchedule = "scaled_linear") -> Tensor:
-    """(SNR + 1) / SNR = 1 / ᾱ, up to 20: makes the squared error of the noise that of v.
+    """Return (SNR + 1) / SNR = 1 / ᾱ, up to 20: makes the squared error of the noise that of v.
 
     Without it the noisy steps, where layout and motion are decided, hardly count.
     Source: Salimans and Ho 2022 (arXiv 2202.00512), appendix D.
     """
-    return (1 / signal_shares(schedule).to(timesteps.device)[timesteps]).clamp(max=20)
+    return (1 / alphas_cumprod(schedule).to(timesteps.device)[timesteps]).clamp(max=20)
 
 
 def simple_loss(predicted: Tensor, batch: Batch, plan: Plan) -> Tensor:
-    """The denoising loss of each clip of a batch, (clips,), for the prediction of its noise."""
+    """Return the denoising loss of each clip of a batch, (clips,), for the prediction of its noise."""
     loss = noise_loss(predicted, batch.noise, batch.frames, plan.first_frame)
     if plan.weighting == "uniform":
         return loss
@@ -69,6 +56,6 @@ def simple_loss(predicted: Tensor, batch: Batch, plan: Plan) -> Tensor:
 
 
 def batch_loss(network: Callable[..., Tensor], batch: Batch, plan: Plan) -> Tensor:
-    """The denoising loss of each clip of a batch, (clips,)."""
+    """Return the denoising loss of each clip of a batch, (clips,)."""
     predicted = network(noisy_rows(batch, plan), batch.timesteps, batch.text, Clip.of(batch.frames))
     return simple_loss(predicted, batch, plan)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from .objective import Seen, Term
 
 Reduction = Literal["row_l1", "sum"]
 
@@ -16,7 +19,7 @@ CHUNK = 2**24
 
 
 def trs_of_layer(q: Tensor, k: Tensor, frames: int, reduction: Reduction = "row_l1", chunk: int = CHUNK) -> Tensor:
-    """How far the attention maps of neighbouring frames lie apart in one self-attention, a number in float32.
+    """Return how far the attention maps of neighbouring frames lie apart in one self-attention, in float32.
 
     mean over clip, head, query, j = 2 … F of ‖A_j[query] - A_{j-1}[query]‖₁, A_j = softmax(q_j k_jᵀ / √d), the norm a
     sum over keys: 0 where all frames have the same maps, 2 where none share a key, at every resolution. A clip of one
@@ -44,7 +47,7 @@ def trs_of_layer(q: Tensor, k: Tensor, frames: int, reduction: Reduction = "row_
 
 
 def sum_of_changes(q: Tensor, k: Tensor, chunk: int) -> Tensor:
-    """Σ |A_j - A_{j-1}| over `(clips * heads, frames, tokens, channels)`, as many heads or queries at once as fit.
+    """Sum |A_j - A_{j-1}| over `(clips * heads, frames, tokens, channels)`, as many heads or queries at once as fit.
 
     It has the type of the keys: their gradients add up over chunks, and in half precision would lose digits.
     """
@@ -63,9 +66,20 @@ def changes(q: Tensor, k: Tensor) -> Tensor:
 
 
 def trs_weights(layers: int, reduction: Reduction = "row_l1") -> list[float]:
-    """What each decoder layer's loss is multiplied by, in order of execution: λ_i / Σ λ with λ_i = i / N, i = 1 … N.
+    """Return the factor of each decoder layer, in order of execution: λ_i / Σ λ with λ_i = i / N, i = 1 … N.
 
     For "sum" λ_i itself, as printed. Source: HARIVO, L_TRS.
     """
     total = {"row_l1": (layers + 1) / 2, "sum": 1.0}[reduction]
     return [i / layers / total for i in range(1, layers + 1)]
+
+
+def trs_loss(seen: Seen, reduction: Reduction = "row_l1") -> Tensor:
+    """Return L_TRS: how much the self-attention maps of the way up change from frame to frame, the last ones most."""
+    weights = trs_weights(len(seen.penalties), reduction)
+    return sum((w * penalty for w, penalty in zip(weights, seen.penalties)), seen.prediction.new_zeros(()))
+
+
+def trs_term(weight: float, reduction: Reduction = "row_l1", ramp: int = 0) -> Term:
+    penalty = partial(trs_of_layer, reduction=reduction)
+    return Term("trs", weight, partial(trs_loss, reduction=reduction), ramp=ramp, penalty=penalty)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...networks.config import InflationConfig, Mapping, Resampling, Temporal, Tokens
+from ...networks.kinds import idle_kinds
 from ...networks.presets import PRESETS
 from ...networks.sites import Structure
-from ..losses.objectives import check_middle
+from ..losses.contrastive import check_middle
 from ..options import InflateOptions, InflationOptions
 
 TEMPORAL = {
@@ -29,9 +30,6 @@ ACTS_ON = {
     "narrow": {"factorised"},
 }
 """Kinds of blocks that have what an option changes."""
-
-NOTHING_OF_AN_IMAGE = {"convolution", "transformer"}
-"""Kinds of blocks that leave a clip of one frame alone. They would get no gradients, which other processes wait for."""
 
 
 def inflation_config(options: InflationOptions, frames: int, structure: Structure) -> InflationConfig:
@@ -94,11 +92,14 @@ def tokens(preset: Tokens | None, options: InflationOptions, frames: int) -> Tok
 
 
 def check_frames(options: InflateOptions, config: InflationConfig, structure: Structure) -> None:
-    """Raise ValueError where too few frames are left at a level for what learns there."""
+    """Raise ValueError where too few frames are left at a level for what learns there.
+
+    Blocks that idle on one frame would get no gradients, which other processes wait for.
+    """
     if options.contrastive:
         check_middle(config, options.frames)
     for level in range(len(structure.levels)):
-        idle = NOTHING_OF_AN_IMAGE.intersection(config.temporal.at_level(level) if config.temporal else ())
+        idle = idle_kinds().intersection(config.temporal.at_level(level) if config.temporal else ())
         if idle and config.frames_at(level, options.frames) == 1:
             raise ValueError(
                 f"--preset {options.preset} learns from neighbouring frames at every level, and at level {level} the"

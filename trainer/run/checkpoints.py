@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...networks.atomic import remove_unfinished, replacing, write_durably
-from ..base.division import load, load_optimizer, whole
+from ..base.division import gather, load, load_optimizer
 from .loop import Training
 
-FORMAT = 2
+FORMAT = 3
 STATES = "state-{:06d}.pt"
 
 FLAGS = {"num_processes": "`accelerate launch --num_processes`"}
@@ -23,7 +23,7 @@ FLAGS = {"num_processes": "`accelerate launch --num_processes`"}
 
 
 def state_of(training: Training, facts: dict) -> dict:
-    """A run as tensors, numbers and text; `facts` are what a resumed run must have in common with it.
+    """Return a run as tensors, numbers and text; `facts` are what a resumed run must have in common with it.
 
     All processes must call it, and the first one write it.
     """
@@ -34,12 +34,12 @@ def state_of(training: Training, facts: dict) -> dict:
         "facts": json.dumps(facts),
         "inflation": training.inflation.state_dict(),
         "optimizer": training.raw_optimizer.state_dict(),
-        "average": None if training.average is None else training.average.state_dict(),
+        "ema": None if training.ema is None else training.ema.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "objective": training.objective.memory(),
+        "objective": training.objective.state(),
         "positions": list(training.positions),
     }
-    return whole(state)
+    return gather(state)
 
 
 def facts_of(state: dict) -> dict:
@@ -47,12 +47,12 @@ def facts_of(state: dict) -> dict:
 
 
 def restore(training: Training, state: dict) -> None:
-    """Puts a saved state into a run that was started with the same facts."""
+    """Put a saved state into a run that was started with the same facts."""
     training.step = state["step"]
     load(training.inflation, state["inflation"])
     load_optimizer(training.raw_optimizer, state["optimizer"])
-    if training.average is not None:
-        load(training.average, state["average"])
+    if training.ema is not None:
+        load(training.ema, state["ema"])
     if training.accelerator.scaler is not None:
         training.accelerator.scaler.load_state_dict(state["scaler"])
     training.objective.restore(state["objective"])
@@ -60,7 +60,7 @@ def restore(training: Training, state: dict) -> None:
 
 
 def save_state(folder: Path, state: dict) -> Path:
-    """Writes the state of a step into the run's folder and reads it back before it gets its name.
+    """Write the state of a step into the run's folder and reads it back before it gets its name.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; older saves are untouched.
@@ -75,7 +75,7 @@ def save_state(folder: Path, state: dict) -> Path:
 
 
 def same(a, b) -> bool:
-    """Equality of nested dicts, lists, numbers and tensors, bit for bit."""
+    """Compare nested dicts, lists, numbers and tensors, bit for bit."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(bits(a), bits(b))
     if isinstance(a, dict):
@@ -90,12 +90,12 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """The saves in a run's folder, oldest first."""
+    """Return the saves in a run's folder, oldest first."""
     return sorted(folder.glob("state-*.pt"))
 
 
 def read_state(path: Path) -> dict:
-    """A saved state, tensors on the CPU.
+    """Return a saved state, tensors on the CPU.
 
     Raises:
         ValueError: the file is damaged or of another version.
@@ -116,7 +116,7 @@ def read_state(path: Path) -> dict:
 
 
 def keep_latest(folder: Path, patterns: tuple[str, ...], keep: int) -> None:
-    """Deletes all but the newest `keep` files of each pattern; names carry the step, so their order is that of time.
+    """Delete all but the newest `keep` files of each pattern; names carry the step, so their order is that of time.
 
     What a killed process had not finished goes as well, so no other process may be writing into the folder.
     """
@@ -126,14 +126,19 @@ def keep_latest(folder: Path, patterns: tuple[str, ...], keep: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def check_same_facts(path: Path, saved: dict, now: dict) -> None:
-    """Raises ValueError, with the option's flag, where a run would be resumed with another value that matters."""
+def check_same_facts(path: Path, saved: dict, now: dict, defaults: dict) -> None:
+    """Raise ValueError, with the option's flag, where a run would be resumed with another value that matters.
+
+    What a save does not know, or this program does not any more, counts as its default in `defaults`, or as None: a new
+    option leaves older saves as good as they were, as long as nobody sets it.
+    """
     for name in [*saved, *(now.keys() - saved.keys())]:
-        if saved.get(name) != now.get(name):
+        before, after = (facts.get(name, defaults.get(name)) for facts in (saved, now))
+        if before != after:
             flag = FLAGS.get(name, "--" + name.replace("_", "-"))
             raise ValueError(
-                f"{flag} is {shown(now.get(name))}, but {path} was made with {shown(saved.get(name))}: resume with the"
-                " same, or start anew in another --output."
+                f"{flag} is {shown(after)}, but {path} was made with {shown(before)}: resume with the same, or start"
+                " anew in another --output."
             )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_iter
 
 from ..base.host import InflatedUNet
 from ..clips.batches import Batch
-from ..losses.objectives import Denoising
+from ..losses.objective import Objective
 
 GIB = 2**30
 
@@ -34,7 +35,7 @@ class Memory:
     trained: int
     gradients: int
     optimizer: int
-    average: int
+    ema: int
     activations: int
     update: int = 0
 
@@ -51,7 +52,7 @@ class Memory:
             "trained weights": self.trained,
             "gradients": self.gradients,
             "optimizer": self.optimizer,
-            "running mean": self.average,
+            "EMA": self.ema,
             **last,
         }
 
@@ -65,11 +66,11 @@ def size_text(size: int) -> str:
 
 
 def estimate_memory(
-    objective: Denoising,
+    objective: Objective,
     rows: tuple[int, int],
     cells: tuple[int, int],
     *,
-    average: bool,
+    ema: bool,
     eight_bit: bool,
     accumulation: int = 1,
 ) -> Memory:
@@ -86,8 +87,8 @@ def estimate_memory(
     peak = measure_activations(objective, rows, cells, accumulating)
     gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)  # not divided in that pass
     activations = peak if accumulating else max(0, peak - gradients)
-    mean = sum(map(bytes_of, objective.network.inflation.parameters())) if average else 0
-    return Memory(frozen, trained, trained, moments, mean, activations, update)
+    averaged = sum(map(bytes_of, objective.network.inflation.parameters())) if ema else 0
+    return Memory(frozen, trained, trained, moments, averaged, activations, update)
 
 
 def bytes_of(tensor: Tensor) -> int:
@@ -97,7 +98,7 @@ def bytes_of(tensor: Tensor) -> int:
 
 
 def measure_activations(
-    objective: Denoising, rows: tuple[int, int], cells: tuple[int, int], accumulating: bool = False
+    objective: Objective, rows: tuple[int, int], cells: tuple[int, int], accumulating: bool = False
 ) -> int:
     """Return the most bytes alive at once in a forward and backward pass, gradients included, beside the weights.
 
@@ -191,6 +192,18 @@ def time_step(step: Callable[[], Tensor], repeats: int = 2) -> float:
         step().item()  # waits for a GPU, which works behind the Python that asks it to
         seconds = time.perf_counter() - began
     return seconds
+
+
+def seconds_of_a_step(run: Callable[[int], float], everys: Sequence[int]) -> float:
+    """Average the seconds of `run(step)` over the steps of a run, of which each kind is run once.
+
+    Args:
+        everys: some parts of a step come at the multiples of these alone.
+    """
+    period, kinds = math.lcm(*everys), {}
+    for step in range(1, period + 1):
+        kinds.setdefault(tuple(step % every == 0 for every in everys), []).append(step)
+    return sum(len(steps) * run(steps[0]) for steps in kinds.values()) / period
 
 
 def advice(memory: Memory, free: int, *, checkpointing: bool, precision: str) -> str | None:

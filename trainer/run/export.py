@@ -17,7 +17,7 @@ from ...networks.config import InflationConfig
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo, read_motion_file, write_motion_file
 from ...networks.sites import Structure
-from ..base.division import whole
+from ..base.division import gather
 from .checkpoints import same
 from .loop import Training
 
@@ -28,13 +28,13 @@ NOTHING_LEARNED = 1e-5
 
 
 @contextmanager
-def averaged_weights(training: Training) -> Iterator[None]:
+def ema_weights(training: Training) -> Iterator[None]:
     """Put the weights that will be exported into the inflation inside: EMA weights, where there are any."""
-    if training.average is None or not training.average.n_averaged:
+    if training.ema is None or not training.ema.n_averaged:
         yield
         return
     before = {name: tensor.clone() for name, tensor in training.inflation.state_dict().items()}
-    training.inflation.load_state_dict(training.average.module.state_dict())
+    training.inflation.load_state_dict(training.ema.module.state_dict())
     try:
         yield
     finally:
@@ -46,8 +46,8 @@ def exported_weights(training: Training) -> dict[str, Tensor]:
 
     All processes must call it.
     """
-    with averaged_weights(training):
-        tensors = whole(training.inflation.state_dict())
+    with ema_weights(training):
+        tensors = gather(training.inflation.state_dict())
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 

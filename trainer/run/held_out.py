@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..clips.batches import TIMESTEPS, Batch, Plan, TrainingClip, generator_for, rows
+from ...samplers.schedules import TIMESTEPS
+from ..clips.batches import Batch, Plan, TrainingClip, generator_for, rows
 from ..clips.cache import training_window
 from ..losses.denoising import batch_loss
 from .loop import Training

@@ -16,10 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ...networks.inflation import Inflation
-from ..base.division import average_undivided, prepare
+from ..base.division import prepare, reduce_unsharded
 from ..clips.batches import Batch, Plan
-from ..losses.objectives import Denoising, Losses
-from .optimiser import Schedule, check_finite, make_average, make_optimizer, set_learning_rate
+from ..losses.objective import Losses, Objective
+from .optimiser import Schedule, check_finite, make_ema, make_optimizer, set_learning_rate
 from .requests import NOTHING, STOP, Requests
 
 SMALLEST_SCALE = 1.0
@@ -40,10 +40,10 @@ class Training:
 
     accelerator: Accelerator
     model: nn.Module
-    objective: Denoising
+    objective: Objective
     inflation: Inflation
     optimizer: Optimizer
-    average: AveragedModel | None
+    ema: AveragedModel | None
     schedule: Schedule
     batch_size: int = 1
     step: int = 0
@@ -58,15 +58,15 @@ class Training:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of all that trains: the inflation, and what a loss has of its own."""
+        """Return names and parameters of all that trains: the inflation, and what a loss has of its own."""
         inflation = {id(p): name for name, p in self.inflation.named_parameters()}
         named = self.objective.named_parameters()
         return [(inflation.get(id(p), name), p) for name, p in named if p.requires_grad]
 
 
 class Stepped(NamedTuple):
-    """Of one update: mean loss of its clips over all processes, norm of the gradients before clipping, and the parts
-    of the loss."""
+    """One update: mean loss of its clips over all processes, norm of the gradients before clipping, parts of the
+    loss."""
 
     loss: float
     gradient_norm: float
@@ -74,8 +74,8 @@ class Stepped(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
-    """What one step was, with the rate at which it learnt and the seconds that it took."""
+class StepReport:
+    """One step: its loss, the learning rate, and the seconds that it took."""
 
     step: int
     loss: float
@@ -87,31 +87,31 @@ class Report:
 
 def start_training(
     accelerator: Accelerator,
-    objective: Denoising,
+    objective: Objective,
     schedule: Schedule,
     *,
     batch_size: int = 1,
-    average: float | None = None,
+    ema: float | None = None,
     eight_bit: bool = False,
 ) -> Training:
-    """A run at step 0. `average` is the decay of the running mean of the weights, None for none."""
+    """Start a run at step 0. `ema` is the decay of the EMA of the weights, None for none."""
     inflation = objective.inflation
-    mean = None if average is None else make_average(inflation, average)
+    averaged = None if ema is None else make_ema(inflation, ema)
     objective.to(accelerator.device)
     wrapped, optimizer = prepare(accelerator, objective, inflation, make_optimizer(objective, eight_bit))
-    if mean is not None:  # it was copied while that was allowed, and now is where the weights are, divided as they are
-        mean.module.load_state_dict({name: t.clone() for name, t in inflation.state_dict().items()}, assign=True)
-    return Training(accelerator, wrapped, objective, inflation, optimizer, mean, schedule, batch_size)
+    if averaged is not None:  # copied while that was allowed, and now where the weights are, sharded as they are
+        averaged.module.load_state_dict({name: t.clone() for name, t in inflation.state_dict().items()}, assign=True)
+    return Training(accelerator, wrapped, objective, inflation, optimizer, averaged, schedule, batch_size)
 
 
 def train(
     training: Training,
     source: BatchSource,
     requests: Requests,
-    after_step: Callable[[Report, bool], None],
+    after_step: Callable[[StepReport, bool], None],
     position: Callable[[], int] = lambda: 0,
 ) -> bool:
-    """Runs to the last step of the schedule. Says whether it got there: False where a request stopped it.
+    """Run to the last step of the schedule. Tell whether it got there: False where a request stopped it.
 
     Args:
         after_step: is told of every step, and whether a save was asked for (a stop is one, too).
@@ -125,7 +125,14 @@ def train(
             bar.set_postfix_str(f"loss {done.loss:.4f}", refresh=False)
             bar.update()
             wish, training.positions = agree(training.accelerator, requests.pending(), position())
-            report = Report(step, *done[:2], training.schedule.at(step), time.perf_counter() - began, done.parts)
+            report = StepReport(
+                step=step,
+                loss=done.loss,
+                gradient_norm=done.gradient_norm,
+                learning_rate=training.schedule.at(step),
+                seconds=time.perf_counter() - began,
+                parts=done.parts,
+            )
             after_step(report, wish != NOTHING)
             requests.done(wish)
             if wish == STOP:
@@ -139,7 +146,7 @@ def progress_bar(training: Training) -> tqdm:
 
 
 def update(training: Training, source: BatchSource, step: int) -> Stepped:
-    """One optimiser step, 1, 2, ….
+    """Make one optimizer step, 1, 2, ….
 
     Raises:
         Diverged: before any weight was changed.
@@ -153,16 +160,16 @@ def update(training: Training, source: BatchSource, step: int) -> Stepped:
             losses.append(backward(training, batch, step))
     loss, parts = means(accelerator, losses)
     trained = training.trained()
-    average_undivided(accelerator, [p for _, p in trained])
+    reduce_unsharded(accelerator, [p for _, p in trained])
     accelerator.unscale_gradients()
     norm = gradient_norm([p for _, p in trained])
     check(training, step, loss, norm, trained)  # before clipping, which multiplies all gradients by a norm that is NaN
     nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)
     training.optimizer.step()
     training.optimizer.zero_grad()
-    if training.average is not None:
-        training.average.update_parameters(training.inflation)
-    remember(training, losses)
+    if training.ema is not None:
+        training.ema.update_parameters(training.inflation)
+    training.objective.after_step(losses, accelerator.gather)
     return Stepped(loss, norm, parts)
 
 
@@ -173,19 +180,10 @@ def backward(training: Training, batch: Batch, step: int) -> Losses:
 
 
 def means(accelerator: Accelerator, losses: Sequence[Losses]) -> tuple[float, dict[str, float]]:
-    """The loss and its parts, over accumulated batches and all processes."""
+    """Average the loss and its parts over accumulated batches and all processes."""
     rows = torch.stack([torch.stack([one.total, *one.parts.values()]).float() for one in losses])
     total, *parts = accelerator.reduce(rows.mean(0), "mean").tolist()
     return total, dict(zip(losses[0].parts, parts))
-
-
-def remember(training: Training, losses: Sequence[Losses]) -> None:
-    """Tells the objective of all clips of the step, in the order of their places in it, on every process."""
-    if losses[0].projections is None:
-        return
-    mine = torch.stack([one.projections for one in losses])
-    everyone = training.accelerator.gather(mine).unflatten(0, (-1, len(losses)))  # processes first
-    training.objective.remember(everyone.transpose(0, 1).flatten(0, 2))
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> float:
@@ -194,7 +192,8 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> float:
 
 
 def check(training: Training, step: int, loss: float, norm: float, trained: list[tuple[str, nn.Parameter]]) -> None:
-    """Infinite gradients are no fault in fp16 as long as its loss scale can still be lowered: the update is skipped."""
+    """Refuse NaN; infinite gradients are no fault in fp16 while its loss scale can be lowered: the update is
+    skipped."""
     scaler = training.accelerator.scaler
     if scaler is not None and math.isfinite(loss) and scaler.get_scale() > SMALLEST_SCALE:
         return
@@ -202,6 +201,6 @@ def check(training: Training, step: int, loss: float, norm: float, trained: list
 
 
 def agree(accelerator: Accelerator, wish: int, position: int) -> tuple[int, tuple[int, ...]]:
-    """The strongest wish of any process, the same on all of them, and the positions of all."""
+    """Return the strongest wish of any process, the same on all of them, and the positions of all."""
     both = accelerator.gather(torch.tensor([[wish, position]], device=accelerator.device))
     return int(both[:, 0].max()), tuple(both[:, 1].tolist())

@@ -16,17 +16,14 @@ from ..base.load import Autoencoder
 from ..clips.batches import NoiseSchedule, TrainingClip
 from ..options import TrainOptions
 from .checkpoints import keep_latest, save_state, saved_states, state_of
-from .export import averaged_weights, exported_weights, write_and_open
+from .export import ema_weights, exported_weights, write_and_open
 from .held_out import fixed_noise_loss
-from .loop import Report, Training
+from .loop import StepReport, Training
 from .previews import Preview, decode_clip, sample_preview, write_preview
 from .runlog import RunLog
 from .sample import Sampling
 
 log = logging.getLogger("stillmotion")
-
-MEASURED = "training_fixed_noise_loss", "held_out_loss"
-"""Names of the fixed-noise loss in the log: on clips that are trained on, for want of others, and on held-out ones."""
 
 
 @dataclass
@@ -49,7 +46,7 @@ class Milestones:
     def name(self) -> str:
         return run_name(self.options)
 
-    def after_step(self, report: Report, save_wanted: bool) -> None:
+    def after_step(self, report: StepReport, save_wanted: bool) -> None:
         options, step, last = self.options, report.step, report.step == self.training.schedule.steps
         self._log(report)
         if save_wanted or step % options.save_every == 0 or last:
@@ -60,16 +57,16 @@ class Milestones:
             self.show()
         self.training.accelerator.wait_for_everyone()
 
-    def _log(self, report: Report) -> None:
+    def _log(self, report: StepReport) -> None:
         numbers = {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
         parts = {f"loss_{name}": value for name, value in report.parts.items()}
         self.run_log.numbers(report.step, **numbers, **parts, seconds=round(report.seconds, 4))
 
     def measure(self) -> None:
         """Log the fixed-noise loss of the weights that would be exported now."""
-        with averaged_weights(self.training):
+        with ema_weights(self.training):
             loss = fixed_noise_loss(self.training, self.measured)
-        name = MEASURED[self.options.held_out > 0]
+        name = "held_out_loss" if self.options.held_out else "training_fixed_noise_loss"
         self.run_log.numbers(self.training.step, **{name: loss})
         log.info("step %d: %s %.5f", self.training.step, name.replace("_", " "), loss)
 

@@ -1,4 +1,4 @@
-"""How the weights move: AdamW, its learning rate as a function of the step, and a running mean of the weights."""
+"""How the weights move: AdamW, its learning-rate schedule, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -15,25 +15,38 @@ from torch.optim.swa_utils import AveragedModel
 GAMMA_FACTOR = 10.0
 """The mixing gates start at zero and hold back the gradients of all behind them; they may move faster than the rest."""
 
+EPS = 1e-15
+"""AdamW's own 1e-8 is as large as the gradients of frame-wise tokens (1e-10) and of the recurrence (7e-10 and more)
+that it is added to: these parts would stand still. bitsandbytes' 8-bit AdamW computes its update in float32 as well."""
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, then linear decay towards zero after the last step. `warm_up` is cut to half of a short run."""
+    """Linear warm-up, then linear decay to `final`, which the step after the last one would have.
+
+    `warm_up` is cut to half of a short run.
+    """
 
     steps: int
     learning_rate: float
     warm_up: int = 100
+    final: float = 0.0
 
     def at(self, step: int) -> float:
-        """The learning rate of step 1, 2, … `steps`."""
+        """Return the learning rate of step 1, 2, … `steps`."""
         top = max(1, min(self.warm_up, self.steps // 2))
         if step <= top:
             return self.learning_rate * step / top
-        return self.learning_rate * (self.steps - step + 1) / (self.steps - top + 1)
+        left = (self.steps - step + 1) / (self.steps - top + 1)
+        return self.final + (self.learning_rate - self.final) * left
+
+    def path(self, steps: int) -> float:
+        """Return the sum of the learning rates of the first steps: how far AdamW takes a weight at most."""
+        return sum(map(self.at, range(1, steps + 1)))
 
 
 def make_optimizer(model: nn.Module, eight_bit: bool = False) -> Optimizer:
-    """AdamW with (0.9, 0.999) and weight decay 0.01; `set_learning_rate` gives it its rate at every step.
+    """Make AdamW with (0.9, 0.999), weight decay 0.01 and EPS; `set_learning_rate` gives it its rate at every step.
 
     Raises:
         ValueError: `eight_bit` was asked for and bitsandbytes is not installed.
@@ -43,11 +56,11 @@ def make_optimizer(model: nn.Module, eight_bit: bool = False) -> Optimizer:
     others = [parameter for name, parameter in named if not is_gate(name)]
     groups = [{"params": others, "factor": 1.0}, {"params": gates, "factor": GAMMA_FACTOR}]
     kind = eight_bit_adamw() if eight_bit else AdamW
-    return kind([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2)
+    return kind([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), eps=EPS, weight_decay=1e-2)
 
 
 def is_gate(name: str) -> bool:
-    return name.rpartition(".")[2] == "gamma"
+    return name.rpartition(".")[2] in ("gamma", "theta")
 
 
 def eight_bit_adamw() -> type[Optimizer]:
@@ -65,13 +78,13 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def make_average(model: nn.Module, decay: float) -> AveragedModel:
-    """A running mean of all weights; update it after every step."""
-    return AveragedModel(model, multi_avg_fn=partial(move_average, decay), use_buffers=False)
+def make_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """Make an EMA of all weights; update it after every step."""
+    return AveragedModel(model, multi_avg_fn=partial(move_ema, decay), use_buffers=False)
 
 
-def move_average(decay: float, averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
-    """average <- d average + (1 - d) current; d rises from 0.1 to `decay`, so that the start is soon forgotten."""
+def move_ema(decay: float, averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+    """Move average <- d average + (1 - d) current; d rises from 0.1 to `decay`, so that the start is soon forgotten."""
     n = float(updates)
     torch._foreach_lerp_(list(averages), list(current), 1 - min(decay, (1 + n) / (10 + n)))
 
@@ -81,7 +94,7 @@ class Diverged(ValueError):
 
 
 def check_finite(step: int, loss: float, norm: float, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Raises Diverged, with the step and a parameter, where the loss or the norm of all gradients is not finite."""
+    """Raise Diverged, with the step and a parameter, where the loss or the norm of all gradients is not finite."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     bad = [name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all()]

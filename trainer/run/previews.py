@@ -13,7 +13,7 @@ from ..base.load import Autoencoder, decode_latents
 from ..clips.batches import TrainingClip
 from ..clips.cache import training_window
 from ..show.pictures import contact_sheet, write_webp
-from .export import averaged_weights
+from .export import ema_weights
 from .loop import Training
 from .sample import Sampling, sample_clip, starting_noise
 
@@ -41,7 +41,7 @@ def sample_preview(training: Training, preview: Preview, how: Sampling) -> Tenso
     """Return the latents of the preview's clip, with the weights that would be exported now."""
     accelerator, plan = training.accelerator, training.plan
     noise = starting_noise(plan.seed, plan.frames, plan.cells).to(accelerator.device)
-    with averaged_weights(training), accelerator.autocast():
+    with ema_weights(training), accelerator.autocast():
         return sample_clip(
             training.objective.predict,
             preview.text,

@@ -1,4 +1,4 @@
-"""The path that the commands which train share: from an image model, clips and an objective to the motion file."""
+"""The path that the commands which train share: from an image model, clips and an inflation to the motion file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..base.load import Base
 from ..clips.batches import Batch, Plan
 from ..clips.cache import weights_hash
 from ..clips.inspect import ClipReport, write_sheet
-from ..config import as_toml
-from ..losses.objectives import Denoising
+from ..config import as_toml, defaults_of
+from ..losses.objective import Objective
 from ..options import TrainOptions
 from .checkpoints import check_same_facts, facts_of, read_state, restore
-from .estimate import advice, estimate_memory, time_step
+from .estimate import advice, estimate_memory, seconds_of_a_step, time_step
 from .export import delta_rms, exported_weights, library_versions, report_deltas, write_and_open
 from .loop import BatchSource, Training, backward, start_training, train
 from .milestones import Milestones, free_memory, run_name
@@ -32,6 +32,7 @@ from .optimiser import Schedule
 from .requests import Requests
 from .runlog import RunLog
 from .session import Session
+from .terms import terms_of
 from .training_set import TrainingSet
 from .workflow import write_workflow
 
@@ -46,13 +47,11 @@ def train_and_export(
     clips: TrainingSet,
     start: Inflation,
     plan: Plan,
-    objective: Callable[[InflatedUNet, Plan], Denoising],
 ) -> None:
     """Train an inflation on a set of clips, to the last step or to a request to stop, and export it.
 
     Args:
         start: the inflation before the first step.
-        objective: makes what is minimised of the network and the plan.
 
     Raises:
         KeyboardInterrupt: Ctrl-C stopped it, and all is saved.
@@ -60,10 +59,11 @@ def train_and_export(
     """
     options, accelerator, base_hash = session.options, session.accelerator, weights_hash(base.unet)
     network = network_for(options, base, copy.deepcopy(start))
-    training = new_training(options, accelerator, objective(network, plan))
+    objective = Objective(network, plan, terms_of(options, network, plan))
+    training = new_training(options, accelerator, objective)
     facts = run_facts(options, accelerator, clips.content, base_hash)
     if session.save:
-        resume(training, session.save, facts)
+        resume(training, session.save, facts, defaults_of(type(options)))
     if training.positions:
         clips.skip_to(training.positions[accelerator.process_index])
     if training.step < options.steps:
@@ -106,15 +106,15 @@ def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> Infl
     return InflatedUNet(base.unet, inflation, checkpointing=options.checkpointing)
 
 
-def new_training(options: TrainOptions, accelerator: Accelerator, objective: Denoising) -> Training:
+def new_training(options: TrainOptions, accelerator: Accelerator, objective: Objective) -> Training:
     """Start a run at step 0."""
-    schedule = Schedule(options.steps, options.learning_rate, options.warm_up)
+    schedule = Schedule(options.steps, options.learning_rate, options.warm_up, options.final_learning_rate)
     return start_training(
         accelerator,
         objective,
         schedule,
         batch_size=options.batch_size,
-        average=options.ema,
+        ema=options.ema,
         eight_bit=options.eight_bit,
     )
 
@@ -137,10 +137,10 @@ def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, 
     }
 
 
-def resume(training: Training, save: Path, facts: dict) -> None:
+def resume(training: Training, save: Path, facts: dict, defaults: dict) -> None:
     """Put a run where its save left it. Raise ValueError where it is not the same run."""
     state = read_state(save)
-    check_same_facts(save, facts_of(state), facts)
+    check_same_facts(save, facts_of(state), facts, defaults)
     restore(training, state)
     log.info("Going on after step %d of %s.", training.step, save)
 
@@ -156,19 +156,22 @@ def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> 
         training.objective,
         (options.batch_size, plan.frames),
         plan.cells,
-        average=options.ema is not None,
+        ema=options.ema is not None,
         eight_bit=options.eight_bit,
         accumulation=options.accumulation,
     )
     log.info("Memory of a step, estimated: %s", memory)
     free = free_memory(accelerator.device)
-    on_device = memory.frozen + memory.trained + memory.average + (memory.optimizer if training.step else 0)
+    on_device = memory.frozen + memory.trained + memory.ema + (memory.optimizer if training.step else 0)
     hint = free and advice(memory, free + on_device, checkpointing=options.checkpointing, precision=options.precision)
     if hint:
         log.warning("%s", hint)
+
+    def timed(step: int) -> float:
+        return time_step(lambda: backward(training, batch, step).total, 2 if free else 1)
+
     try:
-        # step 0, at which every loss counts
-        one = time_step(lambda: backward(training, batch, 0).total, 2 if free else 1)
+        one = seconds_of_a_step(timed, training.objective.everys)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"A step does not fit into the GPU's memory. {hint or ''}") from error
     training.optimizer.zero_grad()

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ...networks.clip import Clip
 from ...samplers.mitigating_gradient import Mitigation, mitigate_latents
-from ...samplers.schedules import cfg_at, sigma_at, sigmas_of
-from ..clips.batches import NoiseSchedule, generator_for
+from ...samplers.schedules import BETA_END, BETA_START, NoiseSchedule, cfg_at, sigma_at, sigmas_of
+from ..clips.batches import generator_for
 
 EARLY = 0.3
 """Share of the schedule, from its noisy end, that `guidance_early` is for (HARIVO, section on sampling)."""
@@ -28,8 +28,8 @@ Model = Callable[[Tensor, Tensor, Tensor, Clip], Tensor]
 def ddim(schedule: NoiseSchedule = "scaled_linear") -> DDIMScheduler:
     """Return DDIM on a schedule of Stable Diffusion 1.5's betas, with that model's own settings."""
     return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_start=BETA_START,
+        beta_end=BETA_END,
         beta_schedule=schedule,
         clip_sample=False,
         set_alpha_to_one=False,

@@ -15,7 +15,7 @@ from tqdm import trange
 from ..base.load import Base, decode_latents, encode_frames, token_ids
 from ..base.seeding import mixed_precision
 from ..losses.denoising import add_noise, velocity_weight
-from ..run.optimiser import make_average
+from ..run.optimiser import make_ema
 from ..run.sample import ddim, guided
 from .drawing import MOTIONS, Scene, random_pictures
 from .parts import read_tokens
@@ -46,7 +46,7 @@ def train_unet(
     unet = base.unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
     if unet.device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # bf16 on a CPU: a fifth less time a step than torch's fused attention
-    average = make_average(unet, recipe.average)
+    average = make_ema(unet, recipe.average)
     optimiser = torch.optim.AdamW(
         unet.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0, fused=True
     )

@@ -64,7 +64,7 @@ def test_the_memory_estimate_is_of_the_run_that_was_asked_for(place, monkeypatch
 
     monkeypatch.setattr(run, "estimate_memory", noted)
     assert fewshot(place, "estimated", "--accumulation", "2", "--ema", "none") == 0
-    assert asked == {"average": False, "eight_bit": False, "accumulation": 2}
+    assert asked == {"ema": False, "eight_bit": False, "accumulation": 2}
 
 
 def test_the_motion_file_opens_for_the_base_and_says_how_it_was_made(place, whole):
@@ -79,7 +79,7 @@ def test_the_motion_file_opens_for_the_base_and_says_how_it_was_made(place, whol
 
 def test_the_exported_weights_are_the_running_mean(whole):
     tensors = load_file(whole / "whole.safetensors")
-    average = read_state(saved_states(whole / "saves")[-1])["average"]
+    average = read_state(saved_states(whole / "saves")[-1])["ema"]
     assert all(torch.equal(tensor, average[f"module.{name}"]) for name, tensor in tensors.items())
 
 

@@ -20,10 +20,10 @@ from stillmotion.networks.config import InflationConfig, Temporal
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.motion_file import read_motion_file
 from stillmotion.networks.presets import PRESETS
+from stillmotion.samplers.schedules import alphas_cumprod
 from stillmotion.trainer.base.host import structure_of
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.losses import denoising as losses
-from stillmotion.trainer.losses.denoising import signal_shares
 from stillmotion.trainer.run import run as shared_path
 from stillmotion.trainer.run import sample, session, training_set
 from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
@@ -133,11 +133,11 @@ def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
     state = read_state(saved_states(place / "killed/saves")[-1])
     clips = 6 * state["step"]
     assert state["positions"][0] in (3 * clips // 2 - 1, 3 * clips // 2), "one of three is held out, and passed over"
-    assert state["objective"]["queue"]["entries"].shape == (32, 64)
+    assert state["objective"]["contrastive"]["queue"]["entries"].shape == (32, 64)
     assert main([*arguments, "--resume"]) == 0
     assert same(load_file(place / "killed/killed.safetensors"), load_file(whole / "whole.safetensors"))
     ours, theirs = (read_state(saved_states(place / name / "saves")[-1]) for name in ("killed", "whole"))
-    for part in ("inflation", "optimizer", "average", "objective", "positions"):
+    for part in ("inflation", "optimizer", "ema", "objective", "positions"):
         assert same(ours[part], theirs[part]), part
 
 
@@ -176,14 +176,14 @@ def test_another_noise_schedule_is_used_by_losses_and_previews_and_written_into_
     def watched(function, where):
         return lambda schedule="scaled_linear": seen[where].add(schedule) or function(schedule)
 
-    monkeypatch.setattr(losses, "signal_shares", watched(losses.signal_shares, "losses"))
+    monkeypatch.setattr(losses, "alphas_cumprod", watched(losses.alphas_cumprod, "losses"))
     monkeypatch.setattr(sample, "ddim", watched(sample.ddim, "previews"))
     more = "--schedule linear --weighting velocity --steps 1 --preview-every 1 --preview-steps 1"
     assert run(place, "linear", *more.split()) == 0
     assert seen == {"losses": {"linear"}, "previews": {"linear"}}
     assert read_motion_file(place / "linear/linear.safetensors")[0].schedule == "linear"
     theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear").alphas_cumprod
-    assert torch.equal(signal_shares("linear"), theirs)
+    assert torch.equal(alphas_cumprod("linear"), theirs)
 
 
 def test_a_warm_start_is_where_training_begins(place, whole):

@@ -165,22 +165,31 @@ def test_what_a_killed_process_left_is_removed_at_the_next_save(tmp_path):
 
 
 def test_resuming_with_another_value_names_the_option():
-    check_same_facts(Path("a.pt"), {"steps": 5, "ema": None}, {"ema": None, "steps": 5})
+    check_same_facts(Path("a.pt"), {"steps": 5, "ema": None}, {"ema": None, "steps": 5}, {})
     with pytest.raises(ValueError, match=r"--learning-rate is 0\.1, but a\.pt was made with 0\.2"):
-        check_same_facts(Path("a.pt"), {"learning_rate": 0.2}, {"learning_rate": 0.1})
+        check_same_facts(Path("a.pt"), {"learning_rate": 0.2}, {"learning_rate": 0.1}, {})
     with pytest.raises(ValueError, match="--ema is none"):
-        check_same_facts(Path("a.pt"), {"ema": 0.9}, {"ema": None})
+        check_same_facts(Path("a.pt"), {"ema": 0.9}, {"ema": None}, {})
     with pytest.raises(ValueError, match="^`accelerate launch --num_processes` is 1, but .* made with 2"):
-        check_same_facts(Path("a.pt"), {"num_processes": 2}, {"num_processes": 1})
+        check_same_facts(Path("a.pt"), {"num_processes": 2}, {"num_processes": 1}, {})
     with pytest.raises(ValueError, match="--new-option"):
-        check_same_facts(Path("a.pt"), {}, {"new_option": 1})
+        check_same_facts(Path("a.pt"), {}, {"new_option": 1}, {"new_option": 0})
+
+
+def test_a_save_of_before_an_option_was_there_can_be_resumed_with_its_default():
+    check_same_facts(Path("a.pt"), {"steps": 5}, {"steps": 5, "new_option": 0.5}, {"new_option": 0.5})
+    check_same_facts(Path("a.pt"), {"steps": 5, "gone": None}, {"steps": 5}, {"new_option": 0.5})
+    with pytest.raises(ValueError, match=r"--new-option is 0\.7, but a\.pt was made with 0\.5"):
+        check_same_facts(Path("a.pt"), {}, {"new_option": 0.7}, {"new_option": 0.5})
+    with pytest.raises(ValueError, match=r"--gone is none, but a\.pt was made with 3"):
+        check_same_facts(Path("a.pt"), {"gone": 3}, {}, {})
 
 
 @pytest.mark.parametrize("average", [None, 0.9])
 def test_the_state_holds_everything_that_moves(average):
-    training = tiny.tiny_training(average=average)
+    training = tiny.tiny_training(ema=average)
     tiny.run_steps(training, [1, 2, 3])
     state = state_of(training, {})
-    assert (state["average"] is None) == (average is None)
+    assert (state["ema"] is None) == (average is None)
     assert len(state["optimizer"]["state"]) == len(list(training.inflation.parameters()))
     assert state["inflation"].keys() == training.inflation.state_dict().keys()

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import tiny_run as tiny
 import torch
-from stillmotion.trainer.losses.objectives import Denoising
+from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.run import estimate
 from stillmotion.trainer.run.estimate import (
     GIB,
@@ -14,12 +14,13 @@ from stillmotion.trainer.run.estimate import (
     estimate_memory,
     fake_batch,
     measure_activations,
+    seconds_of_a_step,
     time_step,
 )
 
 
 def tiny_objective(checkpointing=False):
-    return Denoising(tiny.tiny_model(checkpointing=checkpointing), tiny.tiny_plan())
+    return Objective(tiny.tiny_model(checkpointing=checkpointing), tiny.tiny_plan())
 
 
 def real_pass(model, rows, cells):
@@ -86,15 +87,15 @@ def test_weights_gradients_and_moments_are_counted(monkeypatch):
     model = tiny_objective()
     trained = sum(p.numel() for p in model.network.inflation.parameters())
     monkeypatch.setattr(estimate, "measure_activations", lambda *_: 9 * trained)
-    memory = estimate_memory(model, (1, 2), (8, 8), average=True, eight_bit=False)
-    assert memory.trained == memory.gradients == memory.average == 4 * trained
+    memory = estimate_memory(model, (1, 2), (8, 8), ema=True, eight_bit=False)
+    assert memory.trained == memory.gradients == memory.ema == 4 * trained
     assert memory.frozen == 4 * sum(p.numel() for p in tiny.tiny_unet().parameters())
     assert (memory.optimizer, memory.activations, memory.update) == (8 * trained, 5 * trained, 4 * trained)
     assert memory.total == memory.frozen + 25 * trained
-    accumulated = estimate_memory(model, (1, 2), (8, 8), average=True, eight_bit=False, accumulation=2)
+    accumulated = estimate_memory(model, (1, 2), (8, 8), ema=True, eight_bit=False, accumulation=2)
     assert (accumulated.gradients, accumulated.activations) == (4 * trained, 9 * trained)
-    eight = estimate_memory(model, (1, 2), (8, 8), average=False, eight_bit=True)
-    assert (eight.optimizer, eight.average, eight.update) == (2 * trained, 0, 0)
+    eight = estimate_memory(model, (1, 2), (8, 8), ema=False, eight_bit=True)
+    assert (eight.optimizer, eight.ema, eight.update) == (2 * trained, 0, 0)
 
 
 def test_activations_are_gone_when_the_optimiser_steps():
@@ -134,3 +135,12 @@ class Late:
     def item(self):
         time.sleep(self.seconds)
         return 1.0
+
+
+def test_a_steps_time_is_the_mean_over_those_with_what_comes_now_and_then_and_those_without():
+    run = []
+    assert seconds_of_a_step(lambda step: run.append(step) or {1: 2.0, 3: 5.0}[step], [3]) == 3.0
+    assert run == [1, 3], "each kind of step once"
+    assert seconds_of_a_step(lambda step: 4.0, []) == 4.0
+    kinds = seconds_of_a_step(lambda step: float(step % 2 == 0) + 10 * (step % 3 == 0), [2, 3])
+    assert kinds == pytest.approx(0.5 + 10 / 3)

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from stillmotion.trainer.cli import main
-from stillmotion.trainer.losses.objectives import Harivo
+from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import FewShotOptions
 from stillmotion.trainer.run import run
 from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
@@ -54,18 +54,18 @@ def on_the_cpu(arguments):
 
 def poison(rank):
     """Makes the loss of the second process NaN at step 3."""
-    honest = Harivo.forward
+    honest = Objective.forward
 
     def forward(objective, batch, step):
         losses = honest(objective, batch, step)
         return losses._replace(total=losses.total * float("nan")) if (rank, step) == (1, 3) else losses
 
-    Harivo.forward = forward
+    Objective.forward = forward
 
 
 def held(training):
     """Numbers that train, and how many of these, of their moments and of their mean this process has."""
-    optimizer, mean = training.raw_optimizer, list(training.average.module.parameters())
+    optimizer, mean = training.raw_optimizer, list(training.ema.module.parameters())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {
         "units": sum(isinstance(module, FSDPModule) for module in training.model.modules()),
@@ -172,7 +172,7 @@ def test_stopped_and_resumed_gives_the_same_motion_file_and_state(place, trained
     assert code == 0, said
     assert same(motion_file(folder), motion_file(trained(FSDP, command)))
     ours, theirs = last_state(folder), last_state(trained(FSDP, command))
-    assert all(same(ours[part], theirs[part]) for part in ("inflation", "optimizer", "average", "objective"))
+    assert all(same(ours[part], theirs[part]) for part in ("inflation", "optimizer", "ema", "objective"))
 
 
 def test_a_loss_of_one_process_that_is_nan_stops_both_before_the_update(place):

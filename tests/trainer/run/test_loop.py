@@ -14,14 +14,15 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMScheduler
 from stillmotion.networks.config import InflationConfig, Queries, Recurrence
+from stillmotion.samplers.schedules import alphas_cumprod
 from stillmotion.trainer.clips.batches import batch_for, clip_at, clips_hash, draw, rows
-from stillmotion.trainer.losses.denoising import add_noise, batch_loss, noise_loss, noisy_rows, signal_shares
-from stillmotion.trainer.losses.objectives import Denoising
+from stillmotion.trainer.losses.denoising import add_noise, batch_loss, noise_loss, noisy_rows
+from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.run import optimiser
 from stillmotion.trainer.run.checkpoints import read_state, restore, same, save_state, state_of
 from stillmotion.trainer.run.held_out import fixed_noise_loss, split_held_out
 from stillmotion.trainer.run.loop import gradient_norm, start_training, train, update
-from stillmotion.trainer.run.optimiser import Diverged, Schedule, make_average, make_optimizer
+from stillmotion.trainer.run.optimiser import Diverged, Schedule, make_optimizer
 from stillmotion.trainer.run.requests import Requests
 from torch import nn
 
@@ -86,7 +87,7 @@ def test_timesteps_cover_the_schedule_and_are_one_for_all_frames_of_a_clip():
 
 def test_the_noise_schedule_is_that_of_stable_diffusion():
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    assert torch.equal(signal_shares(), DDIMScheduler(**config).alphas_cumprod)
+    assert torch.equal(alphas_cumprod(), DDIMScheduler(**config).alphas_cumprod)
     x, noise, times = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6), torch.tensor([0, 500, 999])
     torch.testing.assert_close(add_noise(x, noise, times), DDPMScheduler(**config).add_noise(x, noise, times))
 
@@ -111,7 +112,7 @@ def test_the_loss_is_a_mean_per_clip():
 @pytest.mark.parametrize("timestep", [20, 500])
 def test_velocity_weighting_gives_the_error_of_v(timestep):
     batch = rows(torch.randn(3, 4, 6, 5), torch.randn(3, 4, 6, 5), torch.tensor(timestep), torch.zeros(5, 16))
-    share = signal_shares()[timestep]
+    share = alphas_cumprod()[timestep]
     signal, spread = share.sqrt(), (1 - share).sqrt()
 
     def guess(sample, *_):
@@ -191,7 +192,7 @@ def test_checkpointed_layers_give_the_same_loss_and_step():
 def test_the_loss_falls_on_a_clip_that_is_learnt_by_heart():
     clips, no_caption = tiny.tiny_clips(count=1)
     still = [replace(clips[0], latents=clips[0].latents[:1].expand(4, -1, -1, -1).contiguous())]
-    training = tiny.tiny_training(plan=tiny.tiny_plan(clips_per_step=1), steps=30, average=None)
+    training = tiny.tiny_training(plan=tiny.tiny_plan(clips_per_step=1), steps=30, ema=None)
     before = fixed_noise_loss(training, still)
     source = partial(batch_for, training.plan, still, no_caption, 1)
     for step in range(1, 31):
@@ -285,19 +286,6 @@ def test_one_infinite_gradient_is_named():
         optimiser.check_finite(7, 0.5, float("inf"), model.named_parameters())
 
 
-def test_the_running_mean_forgets_its_start_and_follows():
-    layer = nn.Linear(1, 1, bias=False)
-    average = make_average(layer, 0.9)
-    values = []
-    for value in [1.0] + [3.0] * 60:
-        layer.weight.data.fill_(value)
-        average.update_parameters(layer)
-        values.append(average.module.weight.item())
-    assert values[0] == 1.0
-    assert values[1] == pytest.approx(3 + (1 - 3) * 2 / 11)  # the second update, with d = (1 + 1) / (10 + 1)
-    assert values[-1] == pytest.approx(3.0, abs=0.02)
-
-
 def test_eight_bit_without_its_library_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
@@ -309,7 +297,7 @@ def test_eight_bit_trains_and_resumes_to_the_bit(tmp_path):
 
     def training():
         AcceleratorState._reset_state(True)
-        objective = Denoising(tiny.tiny_model(), tiny.tiny_plan())
+        objective = Objective(tiny.tiny_model(), tiny.tiny_plan())
         return start_training(Accelerator(cpu=True), objective, Schedule(8, 1e-2, 2), eight_bit=True)
 
     whole, resumed = training(), training()

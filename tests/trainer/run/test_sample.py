@@ -2,9 +2,8 @@ import pytest
 import tiny_run as tiny
 import torch
 from stillmotion.samplers.mitigating_gradient import Mitigation
-from stillmotion.samplers.schedules import sigmas_of
+from stillmotion.samplers.schedules import alphas_cumprod, sigmas_of
 from stillmotion.trainer.base.host import InflatedUNet
-from stillmotion.trainer.losses.denoising import signal_shares
 from stillmotion.trainer.run.sample import Sampling, ddim, guided, mitigated, sample_clip, starting_noise
 
 
@@ -16,13 +15,13 @@ def test_ddim_takes_the_steps_of_stable_diffusion():
     scheduler = ddim()
     scheduler.set_timesteps(4)
     assert scheduler.timesteps.tolist() == [751, 501, 251, 1]
-    assert torch.equal(scheduler.alphas_cumprod, signal_shares())
+    assert torch.equal(scheduler.alphas_cumprod, alphas_cumprod())
     assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0]
 
 
 def test_a_sample_follows_the_equation_of_ddim():
     noise, text, none = torch.randn(3, 4, 5, 6), torch.ones(2, 2), torch.zeros(2, 2)
-    x, shares = noise, signal_shares()
+    x, shares = noise, alphas_cumprod()
     for t, before in ((751, 501), (501, 251), (251, 1), (1, None)):
         e = (0.1 * x) + 3.0 * ((0.1 * x + 1) - 0.1 * x)
         now, earlier = shares[t], shares[0 if before is None else before]
