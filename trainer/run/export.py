@@ -23,9 +23,6 @@ from .loop import Training
 
 log = logging.getLogger("stillmotion")
 
-NOTHING_LEARNED = 1e-5
-"""Below this delta a module has only rounded: AdamW moves each weight by about the learning rate at every step."""
-
 
 @contextmanager
 def ema_weights(training: Training) -> Iterator[None]:
@@ -68,40 +65,6 @@ def fresh_inflation(config: InflationConfig, structure: Structure, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Inflation(config, structure)
-
-
-def delta_rms(tensors: Mapping[str, Tensor], fresh: Inflation) -> dict[str, float]:
-    """Return how far each module `<site>.<part>` is from a fresh one: root mean square over its numbers."""
-    return {path: rms(deltas(path, tensors, part)) for path, part in fresh.parts()}
-
-
-def deltas(path: str, tensors: Mapping[str, Tensor], part: torch.nn.Module) -> Tensor:
-    before = part.state_dict()
-    return torch.cat([(tensors[f"{path}.{name}"].cpu() - before[name]).float().flatten() for name in before])
-
-
-def rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
-
-
-def report_deltas(modules: Mapping[str, float]) -> dict[str, float]:
-    """Log the delta of each module, and return the mean of each part; warn of modules that learned nothing."""
-    parts: dict[str, list[float]] = {}
-    for path, delta in modules.items():
-        parts.setdefault(path.rpartition(".")[2], []).append(delta)
-        log.info("  %.2e  %s", delta, path)
-    means = {part: sum(values) / len(values) for part, values in parts.items()}
-    for part, mean in means.items():
-        log.info("  %.2e  %s, mean of %d modules", mean, part, len(parts[part]))
-    still = [path for path, delta in modules.items() if delta < NOTHING_LEARNED]
-    if still:
-        log.warning(
-            "%d of %d modules learned nothing; more --steps or a higher --learning-rate are needed: %s",
-            len(still),
-            len(modules),
-            ", ".join(still),
-        )
-    return means
 
 
 def library_versions() -> dict[str, str]:

@@ -24,8 +24,9 @@ from ..config import as_toml, defaults_of
 from ..losses.objective import Objective
 from ..options import TrainOptions
 from .checkpoints import check_same_facts, facts_of, read_state, restore
+from .displacement import report
 from .estimate import advice, estimate_memory, seconds_of_a_step, time_step
-from .export import delta_rms, exported_weights, library_versions, report_deltas, write_and_open
+from .export import exported_weights, library_versions, write_and_open
 from .loop import BatchSource, Training, backward, start_training, train
 from .milestones import Milestones, free_memory, run_name
 from .optimiser import Schedule
@@ -267,8 +268,9 @@ def export(options: TrainOptions, training: Training, milestones: Milestones, st
     path, workflow = options.output / f"{name}.safetensors", options.output / f"{name}_workflow.json"
     write_and_open(path, tensors, info)
     log.info("Wrote %s; its modules moved from their start by (RMS):", path)
-    modules = delta_rms(tensors, start)
-    milestones.run_log.event(event="export", step=training.step, delta_rms=report_deltas(modules), modules=modules)
+    milestones.run_log.event(
+        event="export", step=training.step, **report(tensors, start, training.schedule.path(training.step))
+    )
     base, caption = options.base.absolute(), milestones.preview.caption  # absolute, so that "." has a name
     write_workflow(workflow, base.name, path.name, info, caption, base_is_folder=base.is_dir())
     log.info("Put it into ComfyUI's models/stillmotion and open %s there.", workflow)

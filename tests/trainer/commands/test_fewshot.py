@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
-from stillmotion.networks.config import InflationConfig, Queries
+from stillmotion.networks.config import Queries
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import read_motion_file, read_motion_info
 from stillmotion.trainer.base.host import structure_of
@@ -22,7 +22,7 @@ from stillmotion.trainer.options import FewShotOptions
 from stillmotion.trainer.run import milestones, run
 from stillmotion.trainer.run.checkpoints import facts_of, read_state, same, saved_states
 from stillmotion.trainer.run.estimate import estimate_memory
-from stillmotion.trainer.run.export import delta_rms, fresh_inflation, report_deltas
+from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.processes import make_accelerator
 from stillmotion.trainer.run.runlog import read_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -88,7 +88,7 @@ def test_a_run_leaves_options_log_previews_saves_and_workflow(whole):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "held_out_loss" in line] == [0, 2, 4]
     assert lines[0]["event"] == "start" and lines[0]["held_out"] == ["1.gif"]
-    assert set(lines[-1]["delta_rms"]) == {"frames", "memory", "queries"}
+    assert set(lines[-1]["moved"]) == {"frame_attention", "recurrence", "queries"}
     assert {path.name for path in (whole / "saves").iterdir()} == {
         f"{name}-00000{step}.{kind}" for step in (2, 4) for name, kind in (("state", "pt"), ("whole", "safetensors"))
     }
@@ -201,25 +201,6 @@ def test_nothing_to_train_is_refused(place, capsys):
 def test_fp16_without_a_gpu_is_refused(place, capsys):
     assert fewshot(place, "none", "--precision", "fp16") == 2
     assert "--precision is fp16, which needs a GPU" in capsys.readouterr().err
-
-
-def test_every_module_is_listed_and_those_that_did_not_move_are_named(caplog):
-    unet = tiny.tiny_unet()
-    fresh = fresh_inflation(InflationConfig(queries=Queries(2)), structure_of(unet), 0)
-    moved = {name: tensor + (0.5 if "attn1" in name else 0.0) for name, tensor in fresh.state_dict().items()}
-    modules = delta_rms(moved, fresh)
-    assert {round(delta, 5) for path, delta in modules.items() if "attn1" in path} == {0.5}
-    assert {delta for path, delta in modules.items() if "attn2" in path} == {0.0}
-    caplog.set_level("INFO", "stillmotion")
-    assert report_deltas(modules) == {"queries": pytest.approx(0.25)}
-    *listed, warning = caplog.records
-    assert all(any(path in record.getMessage() for record in listed) for path in modules)
-    named = warning.getMessage()
-    assert warning.levelname == "WARNING" and f"{len(modules) // 2} of {len(modules)} modules learned" in named
-    assert all((path in named) == ("attn2" in path) for path in modules)
-    caplog.clear()
-    report_deltas({path: 0.5 for path in modules})
-    assert "learned nothing" not in caplog.text
 
 
 def test_a_preview_that_does_not_fit_costs_no_save(place, monkeypatch):
