@@ -1,4 +1,4 @@
-"""The node that gives a sampler noise whose frames share a part."""
+"""The node that draws noise whose frames share a part, and switches mapping networks on and off."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from ..samplers.noise import STRATEGIES, check_share, draw_noise
 from .compat import io, seed_input
 from .host import KEY, asked_frames, with_mapping
 
+MAPPING = ("from file", "on", "off")
 log = logging.getLogger(KEY)
 
 
 @dataclass(frozen=True)
 class ClipNoise:
-    """What a NOISE socket carries; it draws when a sampler hands it the latent."""
+    """NOISE for a sampler, which hands it the latent to draw for."""
 
     seed: int
     strategy: str
@@ -25,7 +26,7 @@ class ClipNoise:
     frames: int | None
 
     def generate_noise(self, latent):
-        """Noise like the samples, on the CPU; `batch_index` numbers frames, or clips where these have a time axis.
+        """Draw noise like the samples, on the CPU; `batch_index` numbers frames, or clips where these have a time axis.
 
         Raises:
             ValueError: the latent has several parts, or no whole number of clips.
@@ -48,25 +49,53 @@ class ClipNoise:
         return noise.to(samples.dtype)
 
 
-def switch_mapping(model, on: bool):
-    """A MODEL whose motion files run their mapping networks, or do not.
+def mapping_mode(value) -> str:
+    """Return the one of `MAPPING` that a graph asks for; older ones hold a boolean: on or off."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def switch_mapping(model, mode: str):
+    """Return MODEL with its mapping networks running ("from file", "on") or not ("off").
 
     Raises:
-        ValueError: it is on, and none of them has one.
+        ValueError: the mode is "on", and no motion file of MODEL has one.
     """
     files = [s.motion for s in model.get_attachment(KEY) or () if s.motion.info.config.mapping]
-    if on and not files:
+    if mode == "on" and not files:
         raise ValueError(
-            "Mapping is on, and no motion file of this model has a mapping network: switch mapping off, or put the"
-            " STUNet Loader with a file that has one before this node."
+            "Mapping is on, and no motion file of this model has a mapping network: set mapping to 'from file', or put"
+            " the STUNet Loader with a file that has one before this node."
         )
-    if files and not on:
+    if mode == "off" and files:
         log.warning("Mapping-Network Noise: mapping is off, the network of %s does not run.", files[0].path.name)
-    return with_mapping(model, on)
+    return with_mapping(model, mode != "off")
+
+
+def strategy_tooltip() -> str:
+    """Return what each strategy does, a line each."""
+    return "\n".join(f"{name}: {strategy.summary}." for name, strategy in STRATEGIES.items())
+
+
+def share_tooltip() -> str:
+    """Return the shares that each strategy takes, a line each, with the correlation that they make."""
+    lines = ["How much frames have in common, no unit; 0: nothing. By strategy, correlation of neighbouring frames:"]
+    for name, strategy in STRATEGIES.items():
+        half, one = (strategy.correlation(share, 1) for share in (0.5, 1.0))
+        lines.append(f"{name}, {strategy.allowed}: {half:.2f} at 0.5, {one:.2f} at 1.")
+    return "\n".join(lines)
+
+
+def variance_tooltip() -> str:
+    """Return what the two variances are, with the strategies that they differ for."""
+    weak = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.as_printed)
+    return (
+        "preserved: every frame has variance 1, as the model expects. as printed: the paper's formula, variance not"
+        f" normalised; it makes {weak} noise too weak and pictures soft."
+    )
 
 
 class MappingNetworkNoise(io.ComfyNode):
-    """Noise for clips: what frames have in common before the first step."""
+    """Draws noise that frames share, and switches the mapping networks of the model."""
 
     @classmethod
     def define_schema(cls):
@@ -74,38 +103,22 @@ class MappingNetworkNoise(io.ComfyNode):
             node_id="StillmotionMappingNetworkNoise",
             display_name="Mapping-Network Noise",
             category="stillmotion/noise",
-            description="Noise whose frames share a part, so that a clip starts out calmer. The strategy iid is"
-            " RandomNoise of the same seed.",
+            description="Two things that do not need each other. noise: noise of which the frames of a clip share a"
+            " part, so that they differ less; iid is RandomNoise of the same seed. model: the model with the mapping"
+            " network of its motion file on or off.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the sampler gets: it says how long a clip is."),
-                io.Combo.Input(
-                    "strategy",
-                    options=list(STRATEGIES),
-                    tooltip="iid: nothing is shared. shared, mixed: all frames of a clip have a part in common."
-                    " autoregressive, progressive: each frame follows the one before.",
-                ),
-                io.Float.Input(
-                    "share",
-                    default=0.2,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How much frames have in common; no unit. 0: nothing. shared and autoregressive: up to 1,"
-                    " where all frames are equal (LAMP: 0.2). mixed and progressive: at 1 neighbours correlate by 0.5"
-                    " and 0.71, more above.",
-                ),
+                io.Combo.Input("strategy", options=list(STRATEGIES), tooltip=strategy_tooltip()),
+                io.Float.Input("share", default=0.2, min=0.0, max=10.0, step=0.05, tooltip=share_tooltip()),
                 seed_input("The same seed is the same noise, and for iid that of RandomNoise."),
+                io.Combo.Input("variance", options=["preserved", "as printed"], tooltip=variance_tooltip()),
                 io.Combo.Input(
-                    "variance",
-                    options=["preserved", "as printed"],
-                    tooltip="as printed: the papers' formulas, where shared and autoregressive noise is too weak and"
-                    " makes pictures soft. preserved: every frame has variance 1, as the model expects.",
-                ),
-                io.Boolean.Input(
                     "mapping",
-                    default=False,
-                    tooltip="Whether the returned model runs the mapping network of its motion file, at the loader's"
-                    " strength; on is an error where there is none.",
+                    options=list(MAPPING),
+                    default="from file",
+                    tooltip="The mapping network in the returned model. from file: it runs where the motion file has"
+                    " one, at the loader's strength. on: the same, and an error where none has one. off: it does not"
+                    " run.",
                 ),
             ],
             outputs=[
@@ -115,9 +128,15 @@ class MappingNetworkNoise(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, mapping=None):
+        """Let the booleans of older graphs pass, which the host refuses as no option; None: the input is linked."""
+        known = mapping is None or isinstance(mapping, bool) or mapping in MAPPING
+        return known or f"{mapping!r} is none of {', '.join(MAPPING)}"
+
+    @classmethod
     def execute(cls, model, strategy, share, seed, variance, mapping) -> io.NodeOutput:
         attached = model.get_attachment(KEY) or ()
         check_share(strategy, share)
-        model = switch_mapping(model, mapping)
+        model = switch_mapping(model, mapping_mode(mapping))
         noise = ClipNoise(seed, strategy, share, variance == "as printed", asked_frames(attached))
         return io.NodeOutput(noise, model)

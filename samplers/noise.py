@@ -8,7 +8,8 @@ With a share of 0 each strategy returns `own`, number by number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, sqrt
 
@@ -18,38 +19,41 @@ from torch import Tensor
 
 
 def iid(own: Tensor, share: float) -> Tensor:
-    """Frames that have nothing in common, whatever the share."""
+    """Return independent frames, whatever the share."""
     return own
 
 
 def shared(own: Tensor, share: float) -> Tensor:
-    """Frames with a common part e_s: any two correlate by ρ = a² / (a² + (1-a)²), a the share from 0 to 1.
+    """Return frames with a common part e_s: any two correlate by ρ = a² / (a² + (1-a)²), a the share from 0 to 1.
 
-    e_i = √ρ e_s + √(1-ρ) e'_i: the few-shot paper's rule, brought back to variance 1.
+    e_i = √ρ e_s + √(1-ρ) e'_i: the few-shot paper's rule, normalised to variance 1.
     """
     return equally_correlated(own, share**2 / (share**2 + (1 - share) ** 2))
 
 
 def shared_as_printed(own: Tensor, share: float) -> Tensor:
-    """e_i = a e_s + (1-a) e'_i, whose variance is a² + (1-a)²; correlations as `shared`."""
+    """Return e_i = a e_s + (1-a) e'_i, whose variance is a² + (1-a)²; correlations as `shared`.
+
+    Source: the few-shot paper, and Wu et al. 2023, "LAMP: Learn a Motion Pattern" (arXiv 2310.10769), with a = 0.2.
+    """
     return sqrt(share**2 + (1 - share) ** 2) * shared(own, share)
 
 
 def autoregressive(own: Tensor, share: float) -> Tensor:
-    """Frames that follow the one before: k frames apart they correlate by a^k, a the share from 0 to 1.
+    """Return frames that follow the one before: k frames apart they correlate by a^k, a the share from 0 to 1.
 
-    e_i = a e_{i-1} + √(1-a²) e'_i, e_0 = e'_0: the few-shot paper's rule, brought back to variance 1.
+    e_i = a e_{i-1} + √(1-a²) e'_i, e_0 = e'_0: the few-shot paper's rule, normalised to variance 1.
     """
     return chained(own, share, sqrt(1 - share**2))
 
 
 def autoregressive_as_printed(own: Tensor, share: float) -> Tensor:
-    """e_i = a e_{i-1} + (1-a) e'_i, e_0 = e'_0: the variance falls from 1 to (1-a) / (1+a) within a few frames."""
+    """Return e_i = a e_{i-1} + (1-a) e'_i, e_0 = e'_0: the variance falls from 1 to (1-a) / (1+a) in a few frames."""
     return chained(own, share, 1 - share)
 
 
 def mixed(own: Tensor, share: float) -> Tensor:
-    """Frames with a common part: any two correlate by α² / (1 + α²), α the share from 0 upward.
+    """Return frames with a common part: any two correlate by α² / (1 + α²), α the share from 0 upward.
 
     e_i = α/√(1+α²) e_s + 1/√(1+α²) e'_i: the mixed noise of Ge et al. 2023, "Preserve Your Own Correlation"
     (arXiv 2305.10474), which has variance 1 as printed.
@@ -58,7 +62,7 @@ def mixed(own: Tensor, share: float) -> Tensor:
 
 
 def progressive(own: Tensor, share: float) -> Tensor:
-    """Frames that follow the one before: k frames apart they correlate by (α/√(1+α²))^k, α the share from 0 upward.
+    """Return frames that follow the one before: k apart they correlate by (α/√(1+α²))^k, α the share from 0 upward.
 
     e_i = α/√(1+α²) e_{i-1} + 1/√(1+α²) e'_i, e_0 = e'_0: the progressive noise of the same paper, which has variance 1
     as printed.
@@ -67,29 +71,82 @@ def progressive(own: Tensor, share: float) -> Tensor:
     return chained(own, share / root, 1 / root)
 
 
-STRATEGIES = {
-    "iid": iid,
-    "shared": shared,
-    "autoregressive": autoregressive,
-    "mixed": mixed,
-    "progressive": progressive,
-}
-AS_PRINTED = {**STRATEGIES, "shared": shared_as_printed, "autoregressive": autoregressive_as_printed}
-"""The same, as the papers print them; only two of them change the variance there."""
+Rule = Callable[[Tensor, float], Tensor]
+"""From independent draws `own`, (frames, ...), and the share to the noise of a clip, (frames, ...)."""
 
-LARGEST_SHARE = {"shared": 1.0, "autoregressive": 1.0}
+
+@dataclass(frozen=True)
+class Strategy:
+    """A noise strategy: its rule, and all that nodes, help page and tests say of it.
+
+    Args:
+        rule: gives noise of variance 1.
+        summary: half a sentence for the tooltip, lower case, without a full stop.
+        correlation: of two frames, from the share and how many frames they are apart, 1 or more.
+        largest_share: the share goes from 0 to here; inf: no limit.
+        as_printed: the paper's own rule, where its variance is not 1; None: `rule` is the paper's.
+        printed_variance: variance of a frame by the paper's own rule, from the share and the frame's index.
+    """
+
+    rule: Rule
+    summary: str
+    correlation: Callable[[float, int], float]
+    largest_share: float = inf
+    as_printed: Rule | None = None
+    printed_variance: Callable[[float, int], float] = lambda share, frame: 1.0
+
+    @property
+    def allowed(self) -> str:
+        """Shares that the rule takes, in words."""
+        return "0 or more" if self.largest_share == inf else f"from 0 to {self.largest_share:g}"
+
+
+STRATEGIES = {
+    "iid": Strategy(
+        rule=iid,
+        summary="independent frames, as from RandomNoise",
+        correlation=lambda share, apart: 0.0,
+    ),
+    "shared": Strategy(
+        rule=shared,
+        summary="all frames have a part in common, as in LAMP (share 0.2)",
+        correlation=lambda share, apart: share**2 / (share**2 + (1 - share) ** 2),
+        largest_share=1.0,
+        as_printed=shared_as_printed,
+        printed_variance=lambda share, frame: share**2 + (1 - share) ** 2,
+    ),
+    "autoregressive": Strategy(
+        rule=autoregressive,
+        summary="each frame follows the one before",
+        correlation=lambda share, apart: share**apart,
+        largest_share=1.0,
+        as_printed=autoregressive_as_printed,
+        printed_variance=lambda share, frame: (1 - share + 2 * share ** (2 * frame + 1)) / (1 + share),
+    ),
+    "mixed": Strategy(
+        rule=mixed,
+        summary="all frames have a part in common, by the formula of PYoCo",
+        correlation=lambda share, apart: share**2 / (1 + share**2),
+    ),
+    "progressive": Strategy(
+        rule=progressive,
+        summary="each frame follows the one before, by the formula of PYoCo",
+        correlation=lambda share, apart: (share / sqrt(1 + share**2)) ** apart,
+    ),
+}
+"""All strategies by name: what is added here is an option of the node, and tested; its help page needs a row."""
 
 AXES = {4: "(clips frames) c h w", 5: "clips c frames h w"}
 """How frames lie in latents of image models and of video models."""
 
 
 def chained(own: Tensor, keep: float, fresh: float) -> Tensor:
-    """e_i = keep e_{i-1} + fresh e'_i, e_0 = e'_0, over the first axis."""
+    """Return e_i = keep e_{i-1} + fresh e'_i, e_0 = e'_0, over the first axis."""
     return torch.stack(list(accumulate(own, lambda before, new: keep * before + fresh * new)))
 
 
 def equally_correlated(own: Tensor, rho: float) -> Tensor:
-    """Frames of variance 1 of which any two correlate by `rho`, over the first axis.
+    """Return frames of variance 1 of which any two correlate by `rho`, over the first axis.
 
     The same distribution as √ρ e_s + √(1-ρ) e'_i, but e_s is not drawn. What i frames tell about the next one is their
     mean m_i, so that e_i = iρ/(1+(i-1)ρ) m_i + √((1-ρ)(1+iρ)/(1+(i-1)ρ)) e'_i.
@@ -103,14 +160,13 @@ def equally_correlated(own: Tensor, rho: float) -> Tensor:
 
 
 def correlate(own: Tensor, strategy: str, share: float, *, frames: int | None = None, printed: bool = False) -> Tensor:
-    """Noise whose frames correlate as the strategy says; clips stay independent of each other.
+    """Return noise whose frames correlate as the strategy says; clips stay independent of each other.
 
     Args:
         own: independent standard normal draws, (clips * frames, channels, height, width) with the frames of a clip
             adjacent, or (clips, channels, frames, height, width).
         strategy: one of `STRATEGIES`.
-        share: how much frames have in common; no unit. 0 is `own` itself. Up to 1 for `shared` and `autoregressive`,
-            where 1 makes all frames of a clip equal; without a limit for `mixed` and `progressive`; unused for `iid`.
+        share: how much frames have in common; no unit. From 0, `own` itself, to the strategy's `largest_share`.
         frames: in a clip, where they are the batch. None: all are one clip.
         printed: follow the papers where their formula changes the variance.
 
@@ -119,7 +175,8 @@ def correlate(own: Tensor, strategy: str, share: float, *, frames: int | None = 
     """
     check_share(strategy, share)
     frames = _frames_of(own.shape, frames)
-    rule = (AS_PRINTED if printed else STRATEGIES)[strategy]
+    asked = STRATEGIES[strategy]
+    rule = asked.as_printed if printed and asked.as_printed else asked.rule
     axes, time_first = AXES[own.ndim], "frames clips c h w"
     noise = rule(rearrange(own, f"{axes} -> {time_first}", frames=frames), share)
     return rearrange(noise, f"{time_first} -> {axes}").contiguous()
@@ -135,7 +192,7 @@ def draw_noise(
     printed: bool = False,
     rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Noise for latents of `shape`, float32; see `correlate` for the layouts, the other arguments and the errors.
+    """Draw noise for latents of `shape`, float32; see `correlate` for the layouts, the other arguments and the errors.
 
     The draws of `iid` are ComfyUI's own for the same seed, and the other strategies start from the same draws: the
     noise of a clip depends neither on the clips after it nor, where frames are the batch, on its own length. (torch
@@ -157,13 +214,12 @@ def draw_noise(
 
 
 def check_share(strategy: str, share: float) -> None:
-    """Raises ValueError: the strategy is not known, or the share is none that it allows."""
+    """Raise ValueError where the strategy is not known, or does not take this share."""
     if strategy not in STRATEGIES:
         raise ValueError(f"The noise strategy is {strategy!r}; known are {', '.join(STRATEGIES)}.")
-    largest = LARGEST_SHARE.get(strategy, inf)
-    if not (0 <= share <= largest and share < inf):
-        allowed = "0 or more" if largest == inf else f"from 0 to {largest:g}"
-        raise ValueError(f"The share is {share:g}; for {strategy} noise it must be {allowed}.")
+    known = STRATEGIES[strategy]
+    if not (0 <= share <= known.largest_share and share < inf):
+        raise ValueError(f"The share is {share:g}; for {strategy} noise it must be {known.allowed}.")
 
 
 def _frames_of(shape: Sequence[int], frames: int | None) -> int:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from stillmotion.samplers.noise import STRATEGIES
 
 PAGES = Path(__file__).resolve().parents[2] / "web/docs"
 
@@ -32,3 +33,16 @@ def test_a_page_names_every_input_with_its_range(pack):
 @pytest.mark.parametrize("heading", ["## Inputs", "## Wiring", "## What goes wrong, and what to do"])
 def test_a_page_has_what_its_readers_look_for(heading):
     assert all(heading in page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))
+
+
+def test_the_page_on_noise_says_of_every_strategy_what_the_registry_does():
+    page = (PAGES / "StillmotionMappingNetworkNoise.md").read_text(encoding="utf-8")
+    section = page.partition("## Noise strategies")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \| [^|]* \| ([^|]*) \|", section, re.MULTILINE)
+    known = [
+        (name, strategy.allowed, ", ".join(f"{strategy.correlation(share, 1):.2f}" for share in (0.2, 0.5, 1.0)))
+        for name, strategy in STRATEGIES.items()
+    ]
+    assert rows == known
+    (options,) = re.findall(r"^\| `strategy` \| ([^|]*) \|", page, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", options) == list(STRATEGIES)

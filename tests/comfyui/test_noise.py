@@ -5,12 +5,12 @@ import torch
 from stillmotion.networks.config import CrossFrames, InflationConfig, Mapping
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
-from stillmotion.samplers.noise import STRATEGIES, draw_noise
+from stillmotion.samplers.noise import STRATEGIES, Strategy, draw_noise
 
 CORRELATED = sorted(set(STRATEGIES) - {"iid"})
 
 
-def ours(model, strategy="iid", share=0.5, seed=7, variance="preserved", mapping=False):
+def ours(model, strategy="iid", share=0.5, seed=7, variance="preserved", mapping="from file"):
     from stillmotion.nodes.noise import MappingNetworkNoise
 
     return MappingNetworkNoise.execute(model, strategy, share, seed, variance, mapping).result
@@ -88,7 +88,7 @@ def test_the_time_of_video_latents_is_their_third_axis(small_model, strategy):
     drawn = ours(small_model(), strategy, share=0.5)[0].generate_noise(latent(2, 4, 5, 64, 48))
     frames = drawn.transpose(1, 2).flatten(2)
     correlation = [[torch.corrcoef(clip)[0, 1].item() for clip in (frames[b], frames[:, b])] for b in range(2)]
-    neighbours = {"shared": 0.5, "autoregressive": 0.5, "mixed": 0.2, "progressive": 0.2**0.5}[strategy]
+    neighbours = STRATEGIES[strategy].correlation(0.5, 1)
     for within, between in correlation:
         assert within == pytest.approx(neighbours, abs=0.03) and between == pytest.approx(0, abs=0.03)
 
@@ -159,21 +159,42 @@ def test_the_model_passes_through(video):
     assert ours(model)[1] is model
 
 
-def test_mapping_without_a_mapping_network_is_refused(small_model, video):
+@pytest.mark.parametrize("on", ["on", True])
+def test_mapping_on_without_a_mapping_network_is_refused(small_model, video, on):
     for model in (small_model(), video()):
-        with pytest.raises(ValueError, match="no motion file of this model has a mapping network: switch mapping off"):
-            ours(model, mapping=True)
+        with pytest.raises(
+            ValueError, match="no motion file of this model has a mapping network: set mapping to 'from f"
+        ):
+            ours(model, mapping=on)
 
 
-def test_the_mapping_network_runs_where_mapping_is_on(pack, video):
-    """Also where it was off before, and on a model that never was here; a file without one is beside it."""
+def test_the_mapping_network_runs_unless_mapping_is_off(pack, video):
+    """As on a model that never was here; a file without a network is beside it."""
     model = video(model=video(), mapping=Mapping())
-    noise, off = ours(model)
-    _, on = ours(off, mapping=True)
+    (noise, from_file), (_, on), (_, off) = (ours(model, mapping=mode) for mode in ("from file", "on", "off"))
     with_it, without = sampled(model, noise, 4), sampled(off, noise, 4)
-    assert torch.equal(sampled(on, noise, 4), with_it) and torch.equal(sampled(model, noise, 4), with_it)
+    assert torch.equal(sampled(from_file, noise, 4), with_it) and torch.equal(sampled(on, noise, 4), with_it)
     assert (with_it - without).abs().max() > 0.01
     assert torch.equal(without, sampled(video(model=video()), noise, 4))
+
+
+@pytest.mark.parametrize("modes", [("off", "on"), ("off", "from file"), ("on", "off"), ("from file", "off")])
+def test_of_two_nodes_in_a_row_the_last_one_decides(pack, video, modes):
+    model = video(mapping=Mapping())
+    noise, chained = ours(model, mapping=modes[0])
+    _, chained = ours(chained, mapping=modes[1])
+    _, alone = ours(model, mapping=modes[1])
+    assert torch.equal(sampled(chained, noise, 4), sampled(alone, noise, 4))
+
+
+@pytest.mark.parametrize("older, mode", [(True, "on"), (False, "off")])
+def test_the_booleans_of_older_graphs_mean_what_they_meant(pack, video, older, mode):
+    from stillmotion.nodes.noise import MappingNetworkNoise
+
+    assert MappingNetworkNoise.validate_inputs(older) is True
+    model = video(mapping=Mapping())
+    noise, as_before = ours(model, mapping=older)
+    assert torch.equal(sampled(as_before, noise, 4), sampled(ours(model, mapping=mode)[1], noise, 4))
 
 
 def test_the_mapping_network_has_the_strength_of_its_loader(pack, video):
@@ -183,11 +204,48 @@ def test_the_mapping_network_has_the_strength_of_its_loader(pack, video):
     assert torch.equal(sampled(none, noise, 4), sampled(video(strength=0.0), noise, 4))
 
 
-def test_mapping_that_is_off_although_a_file_has_it_is_logged(video, caplog):
+def test_only_mapping_that_is_off_although_a_file_has_it_is_logged(video, caplog):
+    mapped = video(mapping=Mapping())
     with caplog.at_level("INFO"):
-        assert ours(video())[1] and not caplog.text
-        ours(video(mapping=Mapping()))
-    assert "mapping is off, the network of motion-mapping.safetensors does not run" in caplog.text
+        assert (
+            ours(video())[1] and ours(video(), mapping="off")[1] and ours(mapped)[1] and ours(mapped, mapping="on")[1]
+        )
+        assert not caplog.text
+        ours(mapped, mapping="off")
+    (record,) = caplog.records
+    assert "mapping is off, the network of motion-mapping.safetensors does not run" in record.message
+
+
+def test_one_entry_in_the_registry_is_a_strategy_of_the_node(small_model, monkeypatch):
+    """Its option, what all tooltips say of it, its largest share, and its noise by either variance."""
+    from stillmotion.nodes.noise import MappingNetworkNoise
+
+    pink = Strategy(
+        rule=lambda own, share: -own,
+        summary="as if seen in a mirror",
+        correlation=lambda share, apart: 0.25 * share,
+        largest_share=0.75,
+        as_printed=lambda own, share: 3 * own,
+        printed_variance=lambda share, frame: 9.0,
+    )
+    monkeypatch.setitem(STRATEGIES, "pink", pink)
+    inputs = {i.id: i for i in MappingNetworkNoise.define_schema().inputs}
+    assert list(inputs["strategy"].options) == list(STRATEGIES)
+    assert "pink: as if seen in a mirror." in inputs["strategy"].tooltip
+    assert "pink, from 0 to 0.75: 0.12 at 0.5, 0.25 at 1." in inputs["share"].tooltip
+    assert "shared, autoregressive, pink noise" in inputs["variance"].tooltip
+    with pytest.raises(ValueError, match="The share is 0.8; for pink noise it must be from 0 to 0.75"):
+        ours(small_model(), "pink", share=0.8)
+    own, asked = core().generate_noise(latent(5, 4, 8, 6)), latent(5, 4, 8, 6)
+    assert torch.equal(ours(small_model(), "pink")[0].generate_noise(asked), -own)
+    assert torch.equal(ours(small_model(), "pink", variance="as printed")[0].generate_noise(asked), 3 * own)
+
+
+def test_tooltips_say_of_every_strategy_what_the_registry_does(pack):
+    inputs = {i.id: i.tooltip for i in pack["StillmotionMappingNetworkNoise"].GET_SCHEMA().inputs}
+    for name, strategy in STRATEGIES.items():
+        assert f"{name}: {strategy.summary}." in inputs["strategy"]
+        assert f"{name}, {strategy.allowed}: " in inputs["share"]
 
 
 def test_a_share_that_the_strategy_does_not_allow_is_refused_by_the_node(small_model):

@@ -43,7 +43,7 @@ def variance_one(covariance):
     return covariance / deviation / deviation[:, None]
 
 
-STATED = {
+PAPERS = {
     "iid": lambda a: torch.eye(FRAMES, dtype=torch.float64),
     "shared": lambda a: variance_one(common_part(a, 1 - a)),
     "autoregressive": powers,
@@ -52,24 +52,53 @@ STATED = {
 }
 
 
+def stated(strategy, share):
+    """Variance 1, and the correlations that the strategy states of itself."""
+    of = STRATEGIES[strategy].correlation
+    rows = [[of(share, abs(i - j)) if i != j else 1.0 for j in range(FRAMES)] for i in range(FRAMES)]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_frames_have_variance_one_and_correlate_as_stated(strategy, share):
+def test_frames_have_variance_one_and_correlate_as_the_strategy_states(strategy, share):
     matrix = map_of(strategy, share)
-    torch.testing.assert_close(matrix @ matrix.T, STATED[strategy](share), rtol=0, atol=1e-12)
+    torch.testing.assert_close(matrix @ matrix.T, stated(strategy, share), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_frames_as_printed_have_the_variance_that_the_strategy_states(strategy, share):
+    matrix = map_of(strategy, share, printed=True)
+    of = STRATEGIES[strategy].printed_variance
+    variances = torch.tensor([of(share, frame) for frame in range(FRAMES)], dtype=torch.float64)
+    torch.testing.assert_close((matrix @ matrix.T).diag(), variances, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_has_a_rule_of_the_paper_exactly_where_that_has_another_variance(strategy):
+    known = STRATEGIES[strategy]
+    assert (known.as_printed is not None) == any(known.printed_variance(0.5, frame) != 1 for frame in range(FRAMES))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("strategy", PAPERS)
+def test_frames_correlate_as_by_the_formula_of_the_paper(strategy, share):
+    matrix = map_of(strategy, share)
+    torch.testing.assert_close(matrix @ matrix.T, PAPERS[strategy](share), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_drawn_noise_has_variance_one_and_correlates_as_stated(strategy):
     noise = draw_noise((FRAMES, 4, 300, 260), seeded(), strategy, 0.5)
-    torch.testing.assert_close(covariance(noise), STATED[strategy](0.5), rtol=0, atol=0.01)
+    torch.testing.assert_close(covariance(noise), stated(strategy, 0.5), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("share", [3.0, 1e9])
 def test_the_share_of_mixed_and_progressive_noise_has_no_limit(share):
     for strategy in ("mixed", "progressive"):
         matrix = map_of(strategy, share)
-        torch.testing.assert_close(matrix @ matrix.T, STATED[strategy](share), rtol=0, atol=1e-12)
+        torch.testing.assert_close(matrix @ matrix.T, PAPERS[strategy](share), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("share, variance", [(0.2, 0.68), (0.5, 0.5)])
@@ -91,7 +120,7 @@ def test_autoregressive_noise_as_printed_starts_at_one_and_falls(share, stationa
     assert drawn[-1].var().item() == pytest.approx(stationary, rel=0.01)
 
 
-@pytest.mark.parametrize("strategy", ["iid", "mixed", "progressive"])
+@pytest.mark.parametrize("strategy", [name for name, known in STRATEGIES.items() if not known.as_printed])
 def test_what_is_printed_with_variance_one_stays_as_it_is(strategy):
     assert torch.equal(map_of(strategy, 0.7, printed=True), map_of(strategy, 0.7))
 
@@ -105,7 +134,7 @@ def test_nothing_shared_is_torchs_noise_to_the_bit(strategy, shape, printed):
 
 
 @pytest.mark.parametrize("printed", [False, True])
-@pytest.mark.parametrize("strategy", ["shared", "autoregressive"])
+@pytest.mark.parametrize("strategy", [name for name, known in STRATEGIES.items() if known.largest_share == 1])
 def test_all_shared_makes_the_frames_of_a_clip_equal_and_no_two_clips(strategy, printed):
     noise = draw_noise((40, 4, 3, 5), seeded(), strategy, 1.0, frames=20, printed=printed).unflatten(0, (2, 20))
     assert torch.equal(noise, noise[:, :1].expand_as(noise))
@@ -197,7 +226,7 @@ def test_a_share_that_is_no_share_is_refused(strategy, share):
 
 
 def test_an_unknown_strategy_is_refused():
-    with pytest.raises(ValueError, match="is 'pink'; known are iid, shared, autoregressive, mixed, progressive"):
+    with pytest.raises(ValueError, match=f"is 'pink'; known are {', '.join(STRATEGIES)}"):
         draw_noise((4, 4, 3, 5), seeded(), "pink", 0.5)
 
 
