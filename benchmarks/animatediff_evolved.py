@@ -144,7 +144,7 @@ def in_ours(model, file, strength=1.0):
 
 def in_our_loop(model, config):
     """A random inflation, attached as the loader attaches one."""
-    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.attach import attach
     from stillmotion.nodes.motion import LoadedMotion, make_patcher
 
     info, path = MotionInfo(config, SD15), Path("random")

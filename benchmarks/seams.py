@@ -59,7 +59,7 @@ def load_comfyui():
 def load(base, motion):
     """MODEL with the motion, CLIP and VAE."""
     import comfy.sd
-    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.attach import attach
     from stillmotion.nodes.motion import load_motion
 
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(base), output_vae=True, output_clip=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import folder_paths
 
 from ..samplers.strengths import parse_keyframes, parse_levels
+from .attach import attach
 from .compat import io, where_known
-from .host import attach
 from .motion import load_motion
 from .schedule import set_schedule
 

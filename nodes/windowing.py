@@ -30,7 +30,7 @@ from comfy import context_windows as core
 from comfy.patcher_extension import WrappersMP
 
 from ..samplers.windows import FUSES, check_windows, fuse_in, whole_window, window_count, windows_of
-from . import host
+from . import attach
 from .unet import check_rank
 
 KEY = "stillmotion_windows"
@@ -83,13 +83,13 @@ def outer_sample(executor, noise, *args, **kwargs):
         check_one_clip(model, frames)
         count = window_count(frames, handler.context_length, handler.context_overlap)
         log.info("Temporal Windows: %d frames in %d windows.", frames, count)
-        advise(handler.context_length, frames, host.merged_frames(model.get_attachment(host.KEY) or ()))
+        advise(handler.context_length, frames, attach.merged_frames(model.get_attachment(attach.KEY) or ()))
     return executor(noise, *args, **kwargs)
 
 
 def check_one_clip(model, frames: int) -> None:
     """Raises ValueError where the motion files of MODEL make several clips of so many frames."""
-    asked = host.asked_frames(model.get_attachment(host.KEY) or ())
+    asked = attach.asked_frames(model.get_attachment(attach.KEY) or ())
     if asked and asked < frames:
         raise ValueError(
             f"Temporal Windows work on one clip at a time; here are {frames} frames in clips of {asked}: set"

@@ -233,7 +233,7 @@ def test_core_context_windows_do_not_hide_frames(small_model, sample):
 @pytest.fixture
 def in_clips(tmp_path):
     """A MODEL whose batches hold clips of FRAMES frames, as the STUNet Loader makes it."""
-    from stillmotion.nodes.host import attach, structure_of
+    from stillmotion.nodes.attach import attach, structure_of
     from stillmotion.nodes.motion import load_motion
 
     def make(model):

@@ -29,7 +29,7 @@ def latent(*shape, dtype=torch.float32, **others):
 @pytest.fixture
 def video(small_model, tmp_path):
     """A model with a motion file on it, of clips so long."""
-    from stillmotion.nodes.host import attach, structure_of
+    from stillmotion.nodes.attach import attach, structure_of
     from stillmotion.nodes.motion import load_motion
 
     base = small_model()

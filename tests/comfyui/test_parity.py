@@ -77,7 +77,7 @@ def trained(config, structure):
 
 def in_comfyui(unet, path, x, timesteps, context, y, frames):
     """The wrappers' work by hand: queries merged into the weights, the rest attached to the loop."""
-    from stillmotion.nodes.host import _add_queries
+    from stillmotion.nodes.attach import _add_queries
     from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.unet import run_unet
 

@@ -120,7 +120,7 @@ def test_a_fresh_motion_file_is_the_image_model(small_model, tmp_path):
     from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
     from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
-    from stillmotion.nodes.host import attach, structure_of
+    from stillmotion.nodes.attach import attach, structure_of
     from stillmotion.nodes.motion import load_motion
 
     model = small_model()

@@ -28,7 +28,7 @@ def models(small_model):
 @pytest.fixture
 def with_motion(tmp_path):
     """A MODEL with a motion file of random weights attached."""
-    from stillmotion.nodes.host import attach, structure_of
+    from stillmotion.nodes.attach import attach, structure_of
     from stillmotion.nodes.motion import load_motion
 
     def attached(model):
@@ -106,7 +106,7 @@ def test_factors_make_alpha_smaller_in_their_blocks(models):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 def test_motion_files_keep_their_modules_and_their_full_strength(models, with_motion, alpha):
-    from stillmotion.nodes.host import KEY as OURS
+    from stillmotion.nodes.attach import KEY as OURS
 
     base, style = models
     before, after = balance(base, style, alpha), balance(with_motion(base), style, alpha)

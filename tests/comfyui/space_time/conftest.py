@@ -16,7 +16,7 @@ def model(small_model):
 @pytest.fixture
 def motion(tmp_path, model):
     """Writes a motion file for the model, as if trained, and returns its path; or one fresh from its config."""
-    from stillmotion.nodes.host import structure_of
+    from stillmotion.nodes.attach import structure_of
 
     def write(config, name="motion", fresh=False):
         structure = structure_of(model)

@@ -8,7 +8,7 @@ HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
 
 
 def attach(model, path, strength=1.0, **options):
-    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.attach import attach
     from stillmotion.nodes.motion import load_motion
 
     strengths = {"temporal": strength, "recurrence": strength, "queries": strength}

@@ -297,7 +297,7 @@ def test_files_in_half_precision_run_on_a_base_in_full_and_in_half(small_model, 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_file_in_full_precision_takes_half_the_memory_on_a_host_in_half(small_model, motion, monkeypatch, dtype):
     import comfy.model_management
-    from stillmotion.nodes.host import KEY
+    from stillmotion.nodes.attach import KEY
 
     base, path = small_model(dtype=dtype, widths=WIDTHS), motion(EVERYTHING)
     monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *_, **__: torch.float32)
@@ -313,7 +313,7 @@ def test_a_file_in_full_precision_takes_half_the_memory_on_a_host_in_half(small_
 
 def test_a_partly_loaded_space_time_inflation_gives_the_same_clip(model, motion):
     """As the host loads it where memory is short: most layers wait in slow memory and are cast when called."""
-    from stillmotion.nodes.host import KEY
+    from stillmotion.nodes.attach import KEY
 
     video = attach(model, motion(EVERYTHING))
     whole = sample(video, noise(5))
@@ -366,7 +366,7 @@ def test_frame_wise_tokens_act_beside_a_lora_and_an_image_adapter(model, motion)
 
 
 def test_the_memory_estimate_is_of_the_hungriest_part_on_its_own_level(model, motion):
-    from stillmotion.nodes.host import prepare_sampling
+    from stillmotion.nodes.attach import prepare_sampling
 
     def rows(config):
         asked, shape = [], (100, 4, HEIGHT, WIDTH)

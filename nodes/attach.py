@@ -9,13 +9,11 @@ from functools import partial
 
 import comfy.lora
 import comfy.model_management
-import comfy.model_patcher
-import comfy.ops
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..networks.clip import Clip
-from ..networks.inflation import Attached, Inflation
+from ..networks.inflation import Attached
 from ..networks.motion_file import check_fits
 from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
@@ -28,7 +26,7 @@ log = logging.getLogger(KEY)
 
 
 def structure_of(model) -> Structure:
-    """The structure of a MODEL's U-Net. Raises ValueError where it has none of Stable Diffusion's shape."""
+    """Return the structure of a MODEL's U-Net. Raises ValueError where it has none of Stable Diffusion's shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.model.diffusion_model.state_dict().items()}
     if any(".time_stack." in name for name in shapes):
         raise ValueError("This model is a video model already (SVD); motion files are for image models.")
@@ -37,28 +35,26 @@ def structure_of(model) -> Structure:
 
 @dataclass(frozen=True)
 class Settings:
-    """How one motion file of a MODEL is used; it keeps the file in memory as long as the MODEL is there.
+    """One motion file of a MODEL with its strengths; keeps the file in memory as long as the MODEL is there.
 
-    Strengths as in `Attached`; `mapping`: whether a mapping network runs, at the strength of the parts over time.
+    Args:
+        attached: the file's own inflation; on other devices the host has copies of it, with the same strengths.
+        frames_per_clip: 0 where all frames of a LATENT are one clip.
     """
 
     motion: LoadedMotion
-    temporal: float
-    recurrence: float
-    frames_per_clip: int
-    mapping: bool = True
-    levels: tuple[float, ...] = ()
-    keyframes: tuple[tuple[int, float], ...] = ()
+    attached: Attached
+    frames_per_clip: int = 0
 
-    def attached(self, inflation: Inflation) -> Attached:
-        mapping = self.temporal if self.mapping else 0.0
-        return Attached(inflation, self.temporal, self.recurrence, mapping, self.levels, self.keyframes)
+    def with_mapping(self, on: bool) -> Settings:
+        """Return these with the mapping network at the strength of the temporal parts, or off."""
+        return replace(self, attached=replace(self.attached, mapping=self.attached.temporal if on else 0.0))
 
     def halved(self) -> set[int]:
-        """The levels after which the frame rate is halved."""
-        resampling = self.motion.info.config.resampling
-        levels = resampling.levels if resampling and self.temporal else ()
-        return {level for level in levels if not self.levels or self.levels[level]}
+        """Return the levels after which the frame rate is halved."""
+        resampling, levels = self.motion.info.config.resampling, self.attached.levels
+        halved = resampling.levels if resampling and self.attached.temporal else ()
+        return {level for level in halved if not levels or levels[level]}
 
 
 def attach(
@@ -72,11 +68,11 @@ def attach(
     levels: tuple[float, ...] = (),
     keyframes: tuple[tuple[int, float], ...] = (),
 ):
-    """A clone of MODEL with a motion file attached; may be repeated in any order.
+    """Return a clone of MODEL with a motion file attached; may be repeated in any order.
 
     Args:
-        temporal, recurrence, queries: strengths of the parts over time, of the recurrent attention, and of the trained
-        queries.
+        temporal, recurrence, queries: strengths of the temporal parts with the mapping network, of the recurrent
+            attention, and of the trained queries.
         frames_per_clip: 0 where all frames of a LATENT are one clip.
         levels, keyframes: further factors, as in `Attached`, of all but the queries; one factor is for all levels.
 
@@ -90,7 +86,15 @@ def attach(
     model = model.clone()
     _add_queries(model, motion.queries, queries)
     if motion.patcher:
-        settings = Settings(motion, temporal, recurrence, frames_per_clip, True, levels, keyframes)
+        attached = Attached(
+            motion.patcher.model,
+            temporal=temporal,
+            recurrence=recurrence,
+            mapping=temporal,
+            levels=levels,
+            keyframes=keyframes,
+        )
+        settings = Settings(motion, attached, frames_per_clip)
         patchers = [*model.get_additional_models_with_key(KEY), motion.patcher.clone()]
         model.set_additional_models(KEY, patchers)
         model.set_attachments(KEY, (*(model.get_attachment(KEY) or ()), settings))
@@ -101,23 +105,23 @@ def attach(
 
 
 def with_mapping(model, on: bool):
-    """A clone of MODEL whose motion files run their mapping networks, or do not; MODEL itself where that is so."""
-    attached = model.get_attachment(KEY) or ()
-    switched = tuple(replace(s, mapping=on) if s.motion.info.config.mapping else s for s in attached)
-    if switched == attached:
+    """Return a clone of MODEL whose motion files run their mapping networks, or do not; MODEL where that is so."""
+    settings = model.get_attachment(KEY) or ()
+    switched = tuple(s.with_mapping(on) if s.motion.info.config.mapping else s for s in settings)
+    if switched == settings:
         return model
     model = model.clone()
     model.set_attachments(KEY, switched)
     return model
 
 
-def merged_frames(attached: tuple[Settings, ...]) -> int:
-    """How many frames become one at the coarsest level."""
-    return 2 ** len(set().union(*(s.halved() for s in attached)))
+def merged_frames(settings: tuple[Settings, ...]) -> int:
+    """Return how many frames become one at the coarsest level."""
+    return 2 ** len(set().union(*(s.halved() for s in settings)))
 
 
 def _add_queries(model, tensors: dict[str, Tensor], strength: float) -> None:
-    """The host merges them into its query matrices like any other LoRA."""
+    """Patch the query matrices of MODEL as a LoRA does: the host merges them."""
     names = {"down.weight": "lora_down.weight", "up.weight": "lora_up.weight", "diff.weight": "diff"}
     lora, keys = {}, {}
     for name, tensor in tensors.items():
@@ -142,46 +146,46 @@ def _wrap(model) -> None:
 
 
 def outer_sample(executor, noise, *args, **kwargs):
-    """Once per run: checks the clip, and notes its length where the layers will look for it."""
+    """Check the clip, once per run, and note its length where the layers look for it."""
     guider = executor.class_obj
     if guider.model_patcher.get_additional_models_with_key("ADE"):
         raise ValueError("AnimateDiff-Evolved and Stillmotion are attached to the same model; use one of them.")
     check_rank(guider.model_patcher, noise.shape)
-    attached = guider.model_patcher.get_attachment(KEY)
-    frames = frames_per_clip(noise.shape[0], attached)
+    settings = guider.model_patcher.get_attachment(KEY)
+    frames = frames_per_clip(noise.shape[0], settings)
     windows = guider.model_options.get("context_handler")
-    warn_of_length(min(frames, windows.context_length) if windows else frames, attached)
+    warn_of_length(min(frames, windows.context_length) if windows else frames, settings)
     guider.model_options["transformer_options"][KEY] = Run(frames)
     return executor(noise, *args, **kwargs)
 
 
-def asked_frames(attached: tuple[Settings, ...]) -> int | None:
-    """Frames in a clip as the motion files of a model ask for them; None where the whole LATENT is one clip.
+def asked_frames(settings: tuple[Settings, ...]) -> int | None:
+    """Return how long a clip is by the motion files of a model; None where the whole LATENT is one clip.
 
     Raises:
         ValueError: they ask for different lengths.
     """
-    asked = {s.frames_per_clip for s in attached if s.frames_per_clip}
+    asked = {s.frames_per_clip for s in settings if s.frames_per_clip}
     if len(asked) > 1:
         raise ValueError(f"The motion files of this model ask for clips of {sorted(asked)} frames; give one length.")
     return asked.pop() if asked else None
 
 
-def frames_per_clip(rows: int, attached: tuple[Settings, ...]) -> int:
-    """How many of a LATENT's frames make a clip.
+def frames_per_clip(rows: int, settings: tuple[Settings, ...]) -> int:
+    """Return how many of a LATENT's `rows` frames make a clip.
 
     Raises:
         ValueError: the motion files of this model ask for different lengths, or for one that does not divide `rows`.
     """
-    frames = asked_frames(attached) or rows
+    frames = asked_frames(settings) or rows
     if rows % frames:
         raise ValueError(f"The latent has {rows} frames, which are no whole number of clips of {frames} frames.")
     return frames
 
 
-def warn_of_length(seen: int, attached: tuple[Settings, ...]) -> None:
-    """Warns where layers see a single frame, or far more frames at once than they were trained on."""
-    for s in attached:
+def warn_of_length(seen: int, settings: tuple[Settings, ...]) -> None:
+    """Warn where layers see a single frame, or far more frames at once than they were trained on."""
+    for s in settings:
         if seen == 1 or seen > 2 * s.motion.info.frames:
             log.warning(
                 "%s was trained on clips of %d frames; here it sees %d at once: set batch_size of the latent, or"
@@ -192,21 +196,21 @@ def warn_of_length(seen: int, attached: tuple[Settings, ...]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What one sampling run hands down to its forwards."""
+    """State of one sampling run, for its forwards: frames of a clip (0: not noted) and the inflations on a device."""
 
     frames: int
     attached: tuple[Attached, ...] = ()
 
 
 def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
-    """The host's memory estimate counts its own layers; more frames in it make room for ours."""
+    """Ask the host for room for our layers too: its VRAM estimate counts its own, so that it is given more frames."""
     required = model.model.memory_required(list(noise_shape))
     rows = math.ceil(noise_shape[0] * (1 + _extra_memory(model, noise_shape) / required)) if required else 0
     return executor(model, [max(rows, noise_shape[0]), *noise_shape[1:]], *args, **kwargs)
 
 
 def _extra_memory(model, noise_shape) -> int:
-    """Bytes that the hungriest of our layers needs."""
+    """Return the bytes that the hungriest of our layers needs."""
     inflations = [patcher.model for patcher in model.get_additional_models_with_key(KEY)]
     pixels = noise_shape[0] * math.prod(noise_shape[2:])
     bytes_each = comfy.model_management.dtype_size(model.model_dtype())
@@ -214,17 +218,17 @@ def _extra_memory(model, noise_shape) -> int:
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
-    """Finds the inflations on the device of this call: the host keeps one copy of model and inflation per device."""
+    """Find the inflations on the device of this call: the host keeps one copy of model and inflation per device."""
     patcher = executor.class_obj.current_patcher
     loaded = zip(patcher.get_additional_models_with_key(KEY), patcher.get_attachment(KEY))
-    attached = tuple(settings.attached(patcher.model) for patcher, settings in loaded)
+    attached = tuple(replace(settings.attached, inflation=patcher.model) for patcher, settings in loaded)
     run = transformer_options.get(KEY) or Run(0)
     options = {**transformer_options, KEY: Run(run.frames, attached)}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
-    """Puts our loop in the place of the host's forward; the wrappers of other packs still run around it."""
+    """Put our loop in the place of the host's forward; the wrappers of other packs still run around it."""
     run = transformer_options[KEY]
     clip = clip_of(x.shape[0], transformer_options, run.frames)
     name_frames(transformer_options, clip)
@@ -233,7 +237,7 @@ def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=N
 
 
 def clip_of(rows: int, transformer_options: dict, frames: int) -> Clip:
-    """Which frames the rows of one forward are: those of the sampler's window, or whole clips.
+    """Return the frames that the rows of one forward are: those of the context window, or whole clips.
 
     Args:
         rows: of the batch, all conditions together.
@@ -247,7 +251,7 @@ def clip_of(rows: int, transformer_options: dict, frames: int) -> Clip:
 
 
 def name_frames(transformer_options: dict, clip: Clip) -> None:
-    """Tells other packs' patches the frames of a core context window in their own way, where nobody has told them."""
+    """Tell other packs' patches the frames of a core context window as `ad_params`, where nobody has told them."""
     if not transformer_options.get("ad_params") and _core_window(transformer_options) == list(clip.indices):
         frames = transformer_options["context_window"].total_frames
         transformer_options["ad_params"] = pack_window(frames, list(clip.indices))
@@ -262,5 +266,5 @@ def _core_window(transformer_options: dict) -> list[int]:
 
 
 def _pack_window(transformer_options: dict) -> list[int]:
-    """`ad_params` is how the packs that bring their own windows name the frames of one."""
+    """Return the frames of a window as packs with windows of their own name them: in `ad_params`."""
     return list((transformer_options.get("ad_params") or {}).get("sub_idxs") or [])

@@ -14,7 +14,7 @@ FRAMES = 4
 @pytest.fixture
 def motion(tmp_path):
     """Writes a motion file for a MODEL, as if trained, and returns its path."""
-    from stillmotion.nodes.host import structure_of
+    from stillmotion.nodes.attach import structure_of
 
     def write(model, name="motion", config=ALL, std=0.1, **info):
         structure = structure_of(model)
@@ -29,7 +29,7 @@ def motion(tmp_path):
 
 
 def attach(model, path, strength=1.0, frames_per_clip=0):
-    from stillmotion.nodes.host import attach
+    from stillmotion.nodes.attach import attach
     from stillmotion.nodes.motion import load_motion
 
     strengths = {"temporal": strength, "recurrence": strength, "queries": strength}
@@ -158,7 +158,7 @@ def test_files_are_shared_and_read_anew_when_they_change(small_model, motion):
 
 def test_a_partly_loaded_inflation_gives_the_same_clip(small_model, motion):
     """As the host loads it where memory is short: most layers wait in slow memory and are cast when called."""
-    from stillmotion.nodes.host import KEY as OURS
+    from stillmotion.nodes.attach import KEY as OURS
 
     model = small_model()
     video = attach(model, motion(model))
@@ -261,7 +261,7 @@ def test_animatediff_evolved_on_the_same_model_is_refused(small_model, motion):
 
 
 def test_the_memory_estimate_makes_room_for_our_layers(small_model, motion):
-    from stillmotion.nodes.host import prepare_sampling
+    from stillmotion.nodes.attach import prepare_sampling
 
     model = small_model()
     video = attach(model, motion(model))
@@ -289,13 +289,13 @@ class Window:
     ],
 )
 def test_the_clip_of_a_forward(options, expected):
-    from stillmotion.nodes.host import clip_of
+    from stillmotion.nodes.attach import clip_of
 
     assert clip_of(6, options, 0) == Clip(tuple(expected))
 
 
 def test_the_clip_of_an_anchored_window():
-    from stillmotion.nodes.host import clip_of
+    from stillmotion.nodes.attach import clip_of
 
     window = type("Anchored", (Window,), {"causal_anchor_index": 0})()
     assert clip_of(4, {"context_window": window}, 0) == Clip((0, 8, 9, 10))
