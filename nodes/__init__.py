@@ -12,7 +12,7 @@ from .windows import TemporalWindows
 
 
 class StillmotionExtension(ComfyExtension):
-    """What ComfyUI's loader asks for."""
+    """The list of nodes that ComfyUI's loader asks for."""
 
     async def get_node_list(self):
         return [

@@ -1,4 +1,4 @@
-"""Attaches inflations to a ComfyUI MODEL through the host's own wrappers, without touching the shared model."""
+"""Attachment of inflations to a ComfyUI MODEL, through the host's own wrappers: the shared model stays untouched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one import of ComfyUI's node API, and what several nodes make of it."""
+"""The one import of ComfyUI's node API, and inputs that several nodes have."""
 
 from inspect import signature
 
@@ -8,11 +8,11 @@ __all__ = ["ComfyExtension", "io", "seed_input", "ui", "where_known"]
 
 
 def where_known(make: type, *args, **options):
-    """`make(*args, **options)` without the options that this version's class does not know."""
+    """Return `make(*args, **options)` without the options that this version's class does not know."""
     known = signature(make).parameters
     return make(*args, **{name: value for name, value in options.items() if name in known})
 
 
 def seed_input(tooltip: str):
-    """A seed as the host's samplers have it."""
+    """Return a seed input as the host's samplers have it."""
     return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)

@@ -1,4 +1,4 @@
-"""Guidance over time: another scale of classifier-free guidance early, and mitigating gradients."""
+"""Guidance over time: a CFG scale that changes during sampling, and mitigating gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(KEY)
 
 @dataclass(frozen=True)
 class Guidance:
-    """The values of `guidance_inputs`, by their names."""
+    """Values of `guidance_inputs`, by their names."""
 
     cfg_early: float
     cfg_late: float
@@ -46,7 +46,7 @@ class Guidance:
 
 
 class MitigatingGuider(comfy.samplers.CFGGuider):
-    """The host's own guider with a scale that changes once, and mitigating gradients on what it predicts.
+    """The host's CFGGuider with a scale that changes once, and mitigating gradients on what it predicts.
 
     Everything else, the hooks of other packs included, is the host's: with alpha 0 and one scale nothing differs.
     """
@@ -69,7 +69,7 @@ class MitigatingGuider(comfy.samplers.CFGGuider):
         return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     def predict_noise(self, x, timestep, *args, **kwargs):
-        """x0 after guidance; the host's method is named so."""
+        """Return x0 after guidance; the host's method is named so."""
         level = timestep.flatten()[0].item()  # in the model's own measure, as `percent_to_sigma` gives it
         self.set_cfg(cfg_at(level, self.guidance.cfg_early, self.guidance.cfg_late, self.switch))
         denoised = super().predict_noise(x, timestep, *args, **kwargs)
@@ -86,7 +86,7 @@ class MitigatingGuider(comfy.samplers.CFGGuider):
 
 
 def check_latents(shapes: list[tuple[int, ...]], mask: Tensor | None, frames: int | None) -> None:
-    """Refuses latents without frames, and noise masks that cannot be shared out among the frames."""
+    """Raise ValueError for latents without frames, and for noise masks that are neither one nor one per frame."""
     videos = [shape for shape in shapes if len(shape) == 5]
     if not videos and (len(shapes) > 1 or len(shapes[0]) != 4):
         raise ValueError(
@@ -101,7 +101,7 @@ def check_latents(shapes: list[tuple[int, ...]], mask: Tensor | None, frames: in
 
 
 def level_at(sampling, percent: float) -> float:
-    """Noise level where a share of the schedule has passed; before all of it where the share is 0.
+    """Return the noise level where a share of the schedule has passed; inf, before all of it, where the share is 0.
 
     Flows begin at the level that the host gives for a share of 0, so that an end there would leave them a step.
     """
@@ -109,9 +109,9 @@ def level_at(sampling, percent: float) -> float:
 
 
 def noise_over_signal(sampling, level: float) -> float:
-    """The σ of the formula at a noise level of the model; those of rectified flows are times from 0 to 1.
+    """Return σ/signal at a noise level of the model; the levels of flow models are times from 0 to 1.
 
-    At the same noise over signal both kinds of model know equally much of the clip, whatever they call it.
+    The pull scales with (σ/signal)², so that flow and diffusion models match.
     """
     if isinstance(sampling, comfy.model_sampling.CONST):
         return flow_to_sigma(level, getattr(sampling, "noise_scale", 1.0))
@@ -119,7 +119,7 @@ def noise_over_signal(sampling, level: float) -> float:
 
 
 def guidance_inputs() -> list:
-    """The inputs that the guider and the sampler share."""
+    """Return the inputs that the guider and the sampler share."""
 
     def percent(name, default, tooltip):
         return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
@@ -128,8 +128,8 @@ def guidance_inputs() -> list:
         return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
 
     return [
-        cfg("cfg_early", 12.0, "Scale of classifier-free guidance until cfg_switch. Paper: 10 to 15."),
-        cfg("cfg_late", 7.5, "Scale of classifier-free guidance from cfg_switch on. Paper: 7.5."),
+        cfg("cfg_early", 12.0, "CFG scale until cfg_switch. Paper: 10 to 15."),
+        cfg("cfg_late", 7.5, "CFG scale from cfg_switch on. Paper: 7.5."),
         percent("cfg_switch", 0.3, "Share of the noise schedule after which cfg_late takes over. Paper: 0.3."),
         io.Float.Input(
             "alpha",
@@ -167,7 +167,7 @@ def guidance_inputs() -> list:
 
 
 class MGGuider(io.ComfyNode):
-    """For the host's SamplerCustomAdvanced."""
+    """Node of the guider, for the host's SamplerCustomAdvanced."""
 
     @classmethod
     def define_schema(cls):
@@ -175,12 +175,12 @@ class MGGuider(io.ComfyNode):
             node_id="StillmotionMGGuider",
             display_name="MG Guider",
             category="stillmotion/sampling",
-            description="Mitigating gradients: pulls the frames of a clip together while it is sampled, against"
-            " flicker. For SamplerCustomAdvanced, with image models that move and with video models.",
+            description="Guider with mitigating gradients: pulls the frames of a clip together while it is sampled,"
+            " against flicker. For SamplerCustomAdvanced, with image models on a motion file and with video models.",
             inputs=[
-                io.Model.Input("model", tooltip="Any model whose latents have frames."),
-                io.Conditioning.Input("positive", tooltip="What the clip shall show."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                io.Model.Input("model", tooltip="Any image model, whose frames are the batch, or video model."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
                 *guidance_inputs(),
             ],
             outputs=[io.Guider.Output("guider")],

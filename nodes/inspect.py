@@ -1,4 +1,4 @@
-"""Nodes that show how a clip moves: as numbers, as a curve, and at a glance."""
+"""Nodes that show how a clip moves: as numbers, as a curve, and as an x-t slice."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ UNMEASURED = "The motion factor was not measured: connect a VAE or a LATENT to M
 
 
 def check_frames(images: Tensor) -> None:
-    """Raises ValueError where an IMAGE holds no frames, no colours or no numbers."""
+    """Raise ValueError where an IMAGE holds no frames, no colour channels, or NaN or infinity."""
     if images.ndim != 4 or images.shape[-1] not in (3, 4):
         raise ValueError(
-            f"The IMAGE is {tuple(images.shape)}; needed are (frames, height, width, colours), with 3 colours, or"
-            " 4 with transparency. Convert Mask to Image makes such frames of masks."
+            f"The IMAGE is {tuple(images.shape)}; needed are (frames, height, width, channels), 3 channels, or"
+            " 4 with alpha. Convert Mask to Image makes such frames of masks."
         )
     if not len(images):
         raise ValueError("The IMAGE holds no frames; connect at least one.")
@@ -31,7 +31,7 @@ def check_frames(images: Tensor) -> None:
 
 
 def mean_flow(images: Tensor) -> float:
-    """Mean length of the optical flow from frame to frame, in pixels of these frames; 0 for a single one.
+    """Return the mean length of the optical flow from frame to frame, in pixels of these frames; 0 for a single one.
 
     Flow by DIS (Kroeger et al. 2016, arXiv 1603.03590).
 
@@ -56,10 +56,10 @@ def mean_flow(images: Tensor) -> float:
 
 
 def mean_motion_factor(latents: Tensor, frames: int) -> float:
-    """Mean motion factor of a clip's latents as they are in a LATENT; 0 for a single frame.
+    """Return the mean motion factor of a clip's latents as they are in a LATENT; 0 for a single frame.
 
     Raises:
-        ValueError: these are no latents of Stable Diffusion's kind, or not those of so many frames.
+        ValueError: these are no latents of Stable Diffusion, or not of so many frames.
     """
     if latents.ndim != 4 or latents.shape[1] != 4:
         raise ValueError(
@@ -73,7 +73,7 @@ def mean_motion_factor(latents: Tensor, frames: int) -> float:
 
 
 def summary(factor: float | None, flow: float, curve: Tensor) -> str:
-    """What was measured, in one line or two."""
+    """Return what was measured, in one line or two."""
     told = "not measured" if factor is None else f"{factor:.0f}"
     lines = [f"motion factor {told}, flow {flow:.2f} pixels per frame"]
     if len(curve) > 2 and curve.median() > 0:
@@ -82,7 +82,7 @@ def summary(factor: float | None, flow: float, curve: Tensor) -> str:
 
 
 class MeasureMotion(io.ComfyNode):
-    """How much a clip moves, and where it jumps."""
+    """Node that measures how much a clip moves, and shows where it jumps."""
 
     @classmethod
     def define_schema(cls):
@@ -96,7 +96,7 @@ class MeasureMotion(io.ComfyNode):
                 io.Vae.Input(
                     "vae", optional=True, tooltip="An SD1.5 VAE; it encodes the frames for the motion factor."
                 ),
-                io.Latent.Input("latent", optional=True, tooltip="The same clip as a LATENT: then nothing is encoded."),
+                io.Latent.Input("latent", optional=True, tooltip="The same clip as latents: then nothing is encoded."),
             ],
             outputs=[
                 io.Float.Output(
@@ -122,7 +122,7 @@ class MeasureMotion(io.ComfyNode):
 
 
 class XTSlice(io.ComfyNode):
-    """One line of every frame, stacked into a picture."""
+    """Node that stacks one line of every frame into an image."""
 
     @classmethod
     def define_schema(cls):
@@ -147,7 +147,7 @@ class XTSlice(io.ComfyNode):
                     tooltip="row: time runs down, for motion sideways. column: time runs to the right.",
                 ),
                 io.Int.Input(
-                    "thickness", default=8, min=1, max=64, tooltip="Pixels that each frame gets in the picture."
+                    "thickness", default=8, min=1, max=64, tooltip="Pixels that each frame gets in the image."
                 ),
             ],
             outputs=[io.Image.Output("slice")],
@@ -157,7 +157,7 @@ class XTSlice(io.ComfyNode):
     def execute(cls, images, position, axis, thickness) -> io.NodeOutput:
         check_frames(images)
         if axis == "row":
-            picture = x_t_slice(images, position).repeat_interleave(thickness, dim=0)
+            image = x_t_slice(images, position).repeat_interleave(thickness, dim=0)
         else:
-            picture = y_t_slice(images, position).repeat_interleave(thickness, dim=1)
-        return io.NodeOutput(picture[None])
+            image = y_t_slice(images, position).repeat_interleave(thickness, dim=1)
+        return io.NodeOutput(image[None])

@@ -41,7 +41,7 @@ def _path(motion_file: str) -> Path:
 
 
 def _changed(motion_file: str) -> int:
-    """A file that was trained again under its old name is another input."""
+    """Return when the file was changed: one that was trained again under its old name is another input."""
     return _path(motion_file).stat().st_mtime_ns
 
 
@@ -50,12 +50,12 @@ def _strength(name: str, tooltip: str):
 
 
 def _text(name: str, tooltip: str):
-    """Optional, so that graphs of before there was such an input go on running."""
+    """Return a text input that is optional, so that graphs from before there was one go on running."""
     return where_known(io.String.Input, name, default="", optional=True, advanced=True, tooltip=tooltip)
 
 
 class STUNetLoader(io.ComfyNode):
-    """Attaches a motion file of any kind, whole."""
+    """Node that attaches a motion file of any kind, with all its parts."""
 
     @classmethod
     def define_schema(cls):
@@ -64,12 +64,12 @@ class STUNetLoader(io.ComfyNode):
             display_name="STUNet Loader",
             category="stillmotion/load",
             description="Turns an image model into the video model that a motion file describes. LoRAs, ControlNets"
-            " and attention patches on the model go on working.",
+            " and attention patches on the model go on working; AnimateDiff-Evolved on the same model is refused.",
             inputs=[
                 io.Model.Input("model", tooltip="A checkpoint of the family that the motion file was made for."),
                 _motion_file_input(
-                    "A file in models/stillmotion: one that `python -m trainer fewshot` made, or a motion module of"
-                    " AnimateDiff or diffusers for SD1.5.",
+                    "A file in models/stillmotion: one that `python -m trainer` made, or a motion module of AnimateDiff"
+                    " or diffusers for SD1.5; not one for SDXL, PIA or SparseCtrl.",
                     ANIMATEDIFF,
                 ),
                 _strength("strength", "Factor of all that the file adds. 0: the image model, 1: as trained."),
@@ -78,7 +78,7 @@ class STUNetLoader(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Frames of one clip, where a latent batch holds several. 0: the whole batch is one clip.",
+                    tooltip="Frames of one clip, where a batch of latents holds several. 0: the batch is one clip.",
                 ),
                 io.Combo.Input(
                     "schedule",
@@ -123,7 +123,7 @@ class STUNetLoader(io.ComfyNode):
 
 
 class RecurrentMotionLoRA(io.ComfyNode):
-    """Attaches a few-shot motion file, with a strength for each of its halves."""
+    """Node that attaches a few-shot motion file, with one strength for its queries and one for the rest."""
 
     @classmethod
     def define_schema(cls):
@@ -131,12 +131,12 @@ class RecurrentMotionLoRA(io.ComfyNode):
             node_id="StillmotionRecurrentMotionLoRA",
             display_name="Recurrent Motion LoRA",
             category="stillmotion/load",
-            description="Adds a motion learnt from a few clips. Several can be chained, in any order.",
+            description="Adds a motion trained on a few clips. Several can be chained, in any order.",
             inputs=[
                 io.Model.Input("model", tooltip="An image model, or one with other motion files on it."),
                 _motion_file_input("A file in models/stillmotion, made by `python -m trainer fewshot`."),
-                _strength("lora_strength", "Factor of the trained queries, that is of what each frame looks for."),
-                _strength("memory_strength", "Factor of the recurrent memory and the attention over frames."),
+                _strength("lora_strength", "Factor of the trained query projections (to_q)."),
+                _strength("memory_strength", "Factor of the recurrent attention and the attention over frames."),
             ],
             outputs=[io.Model.Output("video_model", display_name="model")],
         )

@@ -1,4 +1,4 @@
-"""Motion files in memory: read once, shared by the nodes that use them, each with a handle of the host's."""
+"""Motion files in memory: read once, and shared by the nodes that use them, each with a ModelPatcher of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("stillmotion")
 
 @dataclass(eq=False)
 class LoadedMotion:
-    """A motion file in memory: its queries, which the host merges, and the patcher of the rest, where there is any."""
+    """A motion file in memory: its queries, which the host merges, and the ModelPatcher of its other parts, if any."""
 
     path: Path
     info: MotionInfo
@@ -35,7 +35,7 @@ _loaded: WeakValueDictionary[tuple, LoadedMotion] = WeakValueDictionary()
 
 
 def load_motion(path: Path) -> LoadedMotion:
-    """The file, read anew where it has changed on disk. Raises FileNotFoundError, MotionFileError."""
+    """Return a motion file, read anew where it has changed on disk. Raises FileNotFoundError, MotionFileError."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no motion file {path}.")
     stamp = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
@@ -56,7 +56,7 @@ def load_motion(path: Path) -> LoadedMotion:
 
 
 def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disable_dynamic: bool = False):
-    """The host's handle of an inflation without its queries."""
+    """Return a ModelPatcher of the inflation without its queries."""
     with torch.device("meta"):
         inflation = Inflation(without_queries(info.config), info.structure, comfy.ops.manual_cast)
     rest = {name: tensor for name, tensor in tensors.items() if ".queries." not in name}
@@ -73,19 +73,19 @@ def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disab
 
 
 def narrowed(tensors: dict[str, Tensor], host: torch.dtype) -> dict[str, Tensor]:
-    """In half precision where the host computes in it: float32 would take twice the memory to be cast at every use."""
+    """Cast float32 to half precision where the host computes in it, which halves VRAM and saves the casts."""
     if host not in (torch.float16, torch.bfloat16):
         return tensors
     return {name: t.to(host) if t.dtype == torch.float32 else t for name, t in tensors.items()}
 
 
 def load_patcher(path: Path, disable_dynamic: bool = False):
-    """Another handle of the same file: how the host makes copies for further devices."""
+    """Return another ModelPatcher of a file: the host makes copies for further devices by it."""
     return make_patcher(path, *read(path), disable_dynamic)
 
 
 def read(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """A motion file of any kind. Raises FileNotFoundError, MotionFileError."""
+    """Read a motion file of any kind. Raises FileNotFoundError, MotionFileError."""
     from ..networks.formats.files import read_any_motion_file  # here, for it would slow down ComfyUI's start
 
     return read_any_motion_file(path)

@@ -90,7 +90,7 @@ def variance_tooltip() -> str:
     weak = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.as_printed)
     return (
         "preserved: every frame has variance 1, as the model expects. as printed: the paper's formula, variance not"
-        f" normalised; it makes {weak} noise too weak and pictures soft."
+        f" normalised; it makes {weak} noise too weak and images blurry."
     )
 
 

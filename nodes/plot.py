@@ -1,4 +1,4 @@
-"""Curves drawn as pictures, for nodes whose result is to be looked at."""
+"""Line plots as IMAGEs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE = 18  # height of a line of text
 
 
 def line_plot(values: Sequence[float], title: str, across: str, up: str) -> Tensor:
-    """A curve over 0, 1, 2, … as an IMAGE, (1, 320, 640, 3); one value alone is a dot, none leave the axes.
+    """Draw a curve over 0, 1, 2, … as an IMAGE, (1, 320, 640, 3); one value alone is a dot, none leave the axes.
 
     Args:
         values: 0 or more, finite.
@@ -50,7 +50,7 @@ def line_plot(values: Sequence[float], title: str, across: str, up: str) -> Tens
 
 
 def round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, …, or of these divided by tens; 1 for 0."""
+    """Round up to 1, 2, 5, 10, 20, 50, …, or of these divided by tens; 1 for 0."""
     if value <= 0:
         return 1.0
     unit = 10.0 ** math.floor(math.log10(value))

@@ -1,4 +1,4 @@
-"""Sampling in one node, for those who do not wire guiders."""
+"""KSampler with mitigating gradients, as one node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .guide import Guidance, MitigatingGuider, guidance_inputs
 
 
 class MGGuidanceSampler(io.ComfyNode):
-    """KSampler with the MG Guider."""
+    """Node that samples as KSampler does, with the MG Guider."""
 
     @classmethod
     def define_schema(cls):
@@ -20,11 +20,11 @@ class MGGuidanceSampler(io.ComfyNode):
             description="KSampler with mitigating gradients: pulls the frames of a clip together while it is sampled,"
             " against flicker. With alpha 0 and one cfg it is KSampler.",
             inputs=[
-                io.Model.Input("model", tooltip="Any model whose latents have frames."),
-                io.Conditioning.Input("positive", tooltip="What the clip shall show."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show."),
-                io.Latent.Input("latent_image", tooltip="The clip to start from, empty or not; frames are the batch."),
-                seed_input("Of the noise. Not used where `noise` is connected."),
+                io.Model.Input("model", tooltip="Any image model, whose frames are the batch, or video model."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
+                io.Latent.Input("latent_image", tooltip="Latents of the clip, empty or not; frames are the batch."),
+                seed_input("Seed of the noise. Not used where `noise` is connected."),
                 io.Int.Input("steps", default=25, min=1, max=10000, tooltip="Steps of the sampler. Paper: 25."),
                 io.Combo.Input(
                     "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler. Paper: ddim."
@@ -36,7 +36,7 @@ class MGGuidanceSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="As in KSampler. Below 1 the clip in the latent is edited: 0.4 to 0.8 keeps its motion.",
+                    tooltip="As in KSampler. Below 1 the clip in the latents is edited: 0.4 to 0.8 keeps its motion.",
                 ),
                 *guidance_inputs(),
                 io.Noise.Input("noise", optional=True, tooltip="Noise to start from, in place of that of `seed`."),

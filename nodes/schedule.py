@@ -21,7 +21,7 @@ PREDICTIONS = {"epsilon": comfy.model_sampling.EPS, "v_prediction": comfy.model_
 
 
 def set_schedule(model, motion: LoadedMotion, *, from_file: bool):
-    """MODEL with the file's noise schedule where it differs from its own, or a warning where the model's is to stay.
+    """Return MODEL with the file's noise schedule where it differs, or warn where the model's is to stay.
 
     The model's stays where another node has set one, as for LCM, or where `from_file` is false.
 

@@ -1,4 +1,4 @@
-"""Another checkpoint's look, as much of it as the motion can bear."""
+"""Interpolation of a model's weights with those of a style, another checkpoint of its family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNET = "diffusion_model."
 
 
 def balance(model, style, alpha: float, factors: Mapping[str, float]):
-    """MODEL with W = α W_style + (1 - α) W in the place of each weight W of its U-Net.
+    """Return MODEL with W = α W_style + (1 - α) W in the place of each weight W of its U-Net.
 
     What is attached to MODEL stays as it is: motion files, and LoRAs, which act on the mixed weights at their full
     strength. LoRAs on the style belong to the style.
@@ -37,7 +37,7 @@ def balance(model, style, alpha: float, factors: Mapping[str, float]):
 
 
 def mix_below_adapters(model, weights: Mapping[str, list], share: float) -> None:
-    """Mixes a style's weights into those that MODEL has before LoRAs and motion files change them."""
+    """Mix a style's weights into those that MODEL has before LoRAs and motion files change them."""
     adapters = {}
     for key in weights:
         patches = model.patches.pop(key, [])
@@ -50,7 +50,7 @@ def mix_below_adapters(model, weights: Mapping[str, list], share: float) -> None
 
 
 def check_pair(model, style) -> None:
-    """Raises ValueError where the weights of two MODELs cannot be mixed."""
+    """Raise ValueError where the weights of two MODELs cannot be mixed."""
     if style.get_attachment(KEY):
         raise ValueError("The style model has a motion file on it; attach motion files to the other model, or after.")
     if style.model.model_type != model.model.model_type:
@@ -67,7 +67,7 @@ def check_pair(model, style) -> None:
 
 
 def shapes_of(model) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a U-Net's weights, without what quantised ones have beside them."""
+    """Return names and shapes of a U-Net's weights and biases, without the scales of quantised ones."""
     tensors = model.model.diffusion_model.state_dict()
     return {key: tuple(t.shape) for key, t in tensors.items() if key.endswith((".weight", ".bias"))}
 
@@ -77,7 +77,7 @@ def shown(shape: tuple[int, ...] | None) -> str:
 
 
 class StyleBalance(io.ComfyNode):
-    """Mixes the weights of a style into those of a model, under its motion."""
+    """Node that mixes the weights of a style into those of a model, and leaves its motion files as they are."""
 
     @classmethod
     def define_schema(cls):
@@ -91,7 +91,7 @@ class StyleBalance(io.ComfyNode):
             category="stillmotion/load",
             description="Mixes the look of another checkpoint into a model and leaves its motion as it is.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that moves, with motion files on it or to come after."),
+                io.Model.Input("model", tooltip="The model, with motion files on it or to come after."),
                 io.Model.Input("style_model", tooltip="A checkpoint of the same family with the look that is wanted."),
                 io.Float.Input(
                     "alpha",
@@ -102,9 +102,9 @@ class StyleBalance(io.ComfyNode):
                     tooltip="Share of the style in the weights. 0: none, 1: all. Paper: 0.5 to 1; with more of it the"
                     " motion fades.",
                 ),
-                factor("input", "the input blocks, where the picture is taken in"),
+                factor("input", "the input blocks (encoder of the U-Net)"),
                 factor("middle", "the middle block"),
-                factor("output", "the output blocks, where details are drawn"),
+                factor("output", "the output blocks (decoder of the U-Net)"),
             ],
             outputs=[io.Model.Output("styled_model", display_name="model")],
         )

@@ -1,6 +1,6 @@
 """Upscales a clip with the model that made it: the frames are enlarged, and sampled again on windows of the clip.
 
-Only the latents and one window are ever in the model's memory; pixels pass by a few frames at a time. A video VAE
+VRAM holds the latents and one window; images are enlarged, encoded and decoded a few frames at a time. A video VAE
 encodes the clip as a whole, a long one in overlapping pieces.
 """
 
@@ -31,14 +31,14 @@ PIECE, SHARED = 64, 8
 
 
 def check_image(image: Tensor) -> None:
-    """Raises ValueError where IMAGE is no clip of colour pictures."""
+    """Raise ValueError where IMAGE is no clip of RGB images."""
     if image.ndim != 4 or not len(image) or image.shape[-1] != 3:
-        alpha = " The fourth channel is probably alpha: take it off before." if image.shape[-1] == 4 else ""
-        raise ValueError(f"The image is {tuple(image.shape)}; needed are (frames, height, width, 3 colours).{alpha}")
+        alpha = " The fourth channel is probably alpha: remove it before." if image.shape[-1] == 4 else ""
+        raise ValueError(f"The image is {tuple(image.shape)}; needed are (frames, height, width, 3 channels).{alpha}")
 
 
 def check_family(model, vae) -> None:
-    """Raises ValueError where the latents of MODEL are not those of VAE, or neither pictures nor videos."""
+    """Raise ValueError where the latents of MODEL are not those of VAE, or neither images nor videos."""
     ours = model.get_model_object("latent_format")
     made, taken = (vae.latent_dim, vae.latent_channels), (ours.latent_dimensions, ours.latent_channels)
     if made != taken:
@@ -46,10 +46,10 @@ def check_family(model, vae) -> None:
             f"This VAE makes {kind_of(*made)}, this model takes {kind_of(*taken)}: use the VAE of the model's family."
         )
     if vae.latent_dim not in KINDS or vae.not_video:
-        raise ValueError("This node is for models of pictures that move and for video models; this one is neither.")
+        raise ValueError("This node is for image models with a motion file and for video models; this one is neither.")
 
 
-KINDS = {2: "latents of pictures", 3: "latents of videos"}
+KINDS = {2: "image latents", 3: "video latents"}
 
 
 def kind_of(dimensions: int, channels: int) -> str:
@@ -57,7 +57,7 @@ def kind_of(dimensions: int, channels: int) -> str:
 
 
 def whole_frames(vae, frames: int) -> int:
-    """As many frames, or the few more that a video VAE needs to leave none out: 1, 5, 9 … for most."""
+    """Return as many frames, or the few more that a video VAE needs to leave none out: 1, 5, 9 … for most."""
     if vae.latent_dim == 2:
         return frames
     to_latent, to_pixels = vae.downscale_ratio[0], vae.upscale_ratio[0]
@@ -65,17 +65,17 @@ def whole_frames(vae, frames: int) -> int:
 
 
 def latent_frames(vae, frames: int) -> int:
-    """How many frames the latent of so many frames has."""
+    """Return how many frames the latents of so many frames have."""
     return frames if vae.latent_dim == 2 else vae.downscale_ratio[0](whole_frames(vae, frames))
 
 
 def scaled_side(pixels: int, scale: float, multiple: int) -> int:
-    """The multiple that is nearest to `pixels * scale`, at least one."""
+    """Return the multiple that is nearest to `pixels * scale`, at least one."""
     return multiple * max(1, int(pixels * scale / multiple + 0.5))
 
 
 def enlarge(frames: Tensor, height: int, width: int, method: str, upscale_model=None) -> Tensor:
-    """Frames (frames, height, width, 3) at another size: by the upscale model, and resampled where it makes another."""
+    """Resize frames (frames, height, width, 3): by the upscale model, and by resampling to what it leaves."""
     if upscale_model is not None:
         # here and not above: a second copy of a module of the host, for which its start need not wait
         from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
@@ -90,7 +90,7 @@ def enlarge(frames: Tensor, height: int, width: int, method: str, upscale_model=
 
 
 def encode(vae, frames: Tensor, tile: int) -> Tensor:
-    """Latents of frames, in tiles where a side is longer than `tile` pixels, or a video longer than a piece."""
+    """Encode frames to latents, in tiles where a side is longer than `tile` pixels, or a video longer than a piece."""
     is_long = vae.latent_dim == 3 and len(frames) > PIECE
     if not is_long and max(frames.shape[1:3]) <= tile:
         return vae.encode(frames)
@@ -99,7 +99,7 @@ def encode(vae, frames: Tensor, tile: int) -> Tensor:
 
 
 def decode(vae, latents: Tensor, tile: int) -> Tensor:
-    """The inverse of `encode`: frames (frames, height, width, 3)."""
+    """Decode latents to frames (frames, height, width, 3), tiled as in `encode`."""
     tile, pieces = tile // vae.spacial_compression_encode(), {}
     if vae.latent_dim == 3:
         step = vae.temporal_compression_decode()
@@ -113,7 +113,7 @@ def decode(vae, latents: Tensor, tile: int) -> Tensor:
 
 
 def encoded(vae, parts: Iterator[Tensor], frames: int, tile: int) -> Tensor:
-    """Latents of a clip that comes a few frames at a time; a video VAE gets all, and the last again where it must."""
+    """Encode a clip that comes a few frames at a time; a video VAE gets all, padded by the last frame to its length."""
     if vae.latent_dim == 2:
         return torch.cat([encode(vae, pixels, tile) for pixels in parts])
     pixels = [*parts]
@@ -122,7 +122,7 @@ def encoded(vae, parts: Iterator[Tensor], frames: int, tile: int) -> Tensor:
 
 
 def decoded(vae, latents: Tensor, shape: tuple[int, int, int], tile: int, bar) -> Tensor:
-    """The clip (frames, height, width, 3) of latents; `shape` without the colours."""
+    """Decode a clip (frames, height, width, 3); `shape` is its first three sizes."""
     out = torch.empty(*shape, 3)
     if vae.latent_dim == 3:
         out[:] = decode(vae, latents, tile)[: len(out)]
@@ -134,7 +134,7 @@ def decoded(vae, latents: Tensor, shape: tuple[int, int, int], tile: int, bar) -
 
 
 def chunks(frames: int, bar) -> Iterator[slice]:
-    """A few frames at a time, until the run is cancelled; moves the bar on by each that is done."""
+    """Yield a few frames at a time, until the run is cancelled; the progress bar counts each that is done."""
     for start in range(0, frames, CHUNK):
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield slice(start, start + CHUNK)
@@ -142,7 +142,7 @@ def chunks(frames: int, bar) -> Iterator[slice]:
 
 
 def with_progress(model, bar, windows: int):
-    """A clone of MODEL that moves the bar on with each window, and what the sampler is to call after each step."""
+    """Return a clone of MODEL that counts each window on the progress bar, and the callback for each step."""
     model, end_of_step = model.clone(), bar.current + windows
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
@@ -161,7 +161,7 @@ def with_progress(model, bar, windows: int):
 
 
 class MultiDiffusionUpscale(io.ComfyNode):
-    """Makes a clip larger, with detail that the model adds, and without seams where its windows end."""
+    """Node that upscales a clip, with detail that the model adds, sampled on overlapping windows."""
 
     @classmethod
     def define_schema(cls):
@@ -172,11 +172,11 @@ class MultiDiffusionUpscale(io.ComfyNode):
             description="Enlarges the frames of a clip and samples them again with the model that made it, on"
             " overlapping windows: detail that does not flicker, for clips of any length.",
             inputs=[
-                io.Model.Input("model", tooltip="The model with its motion; without, every frame gets other detail."),
-                io.Conditioning.Input("positive", tooltip="What the clip shows."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                io.Model.Input("model", tooltip="The model with its motion file; without one, detail flickers."),
+                io.Conditioning.Input("positive", tooltip="The prompt: what the clip shows."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Image.Input("image", tooltip="The clip: frames of any size, without alpha."),
+                io.Image.Input("image", tooltip="The clip: frames of any size, RGB without alpha."),
                 io.Float.Input(
                     "scale",
                     default=2.0,
@@ -197,13 +197,13 @@ class MultiDiffusionUpscale(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much is sampled anew. 0.3 to 0.5 adds detail; 0 only enlarges.",
+                    tooltip="As in KSampler. 0.3 to 0.5 adds detail; 0 only resizes.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of the sampler. 15 to 25."),
                 io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler. 5 to 7."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
-                seed_input("Of the noise that the frames are sampled from."),
+                seed_input("Seed of the noise that is added to the frames."),
                 io.Int.Input(
                     "vae_tile",
                     default=1024,
@@ -211,7 +211,7 @@ class MultiDiffusionUpscale(io.ComfyNode):
                     max=8192,
                     step=64,
                     tooltip="Frames with a longer side, in pixels, are encoded and decoded in tiles of this size."
-                    " Lower it where the VAE runs out of memory.",
+                    " Lower it where the VAE runs out of VRAM.",
                 ),
                 io.UpscaleModel.Input(
                     "upscale_model", optional=True, tooltip="Enlarges the frames, ESRGAN for example, before sampling."

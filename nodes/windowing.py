@@ -1,10 +1,10 @@
-"""Runs a MODEL on overlapping windows of a clip, as what the host asks for in `model_options["context_handler"]`.
+"""Context windows: a handler, for `model_options["context_handler"]`, that runs a MODEL on windows of a clip.
 
-The host's own handler is built upon where it is right: layers and other packs are told of a window as it tells them,
-and it cuts the conditions of video models, whose layouts it knows. What is not left to it, and why:
+It builds on the host's own handler for two things: how layers and other packs are told of a window, and how the
+conditions of video models are cut. What it does itself, and why:
 
 * the windows and their weights: its `overlap-linear` over two frames cuts hard from one window to the next;
-* the mean: windows that agree are to leave no rounding;
+* the mean: windows that agree leave no rounding;
 * ControlNets: it shows every window the hints of the first one;
 * masks of the conditioning: it cuts those of video latents along the wrong axis, and where a mask or another condition
   has fewer rows than the clip has frames, it begins with the first row again in every window;
@@ -38,10 +38,10 @@ log = logging.getLogger("stillmotion")
 
 
 def sampled_on_windows(model, window: int, overlap: int, fuse: str):
-    """A clone of MODEL that sees `window` frames at a time; takes the place of windows that were set before.
+    """Return a clone of MODEL that sees `window` frames at a time; windows that were set before are replaced.
 
     Raises:
-        ValueError: there are no such windows.
+        ValueError: see `check_windows`.
     """
     check_windows(window, overlap)
     model = model.clone()
@@ -55,7 +55,7 @@ def sampled_on_windows(model, window: int, overlap: int, fuse: str):
 
 
 def frame_axis(shape) -> int:
-    """Where a latent of this shape has its frames. Raises ValueError where it has none."""
+    """Return the axis of the frames in latents of this shape. Raises ValueError where there is none."""
     if len(shape) not in (4, 5):
         raise ValueError(
             "Temporal Windows need a latent of shape (frames, channels, height, width) or (clips, channels, frames,"
@@ -65,7 +65,7 @@ def frame_axis(shape) -> int:
 
 
 def frames_before(axis: int) -> int:
-    """How many frames before a window the model is shown, and makes in vain.
+    """Return how many frames before a window the model is shown, whose predictions are dropped.
 
     A video model takes the first frame of a latent for the first of a video, which holds one frame of pixels where the
     others hold several: that place must not be a window's own.
@@ -74,7 +74,7 @@ def frames_before(axis: int) -> int:
 
 
 def outer_sample(executor, noise, *args, **kwargs):
-    """Once per run: refuses what cannot be cut into windows before anything is loaded for it."""
+    """Refuse what cannot be cut into windows, once per run, before anything is loaded for it."""
     model = executor.class_obj.model_patcher
     handler = model.model_options.get("context_handler")
     if isinstance(handler, WindowHandler):
@@ -88,7 +88,7 @@ def outer_sample(executor, noise, *args, **kwargs):
 
 
 def check_one_clip(model, frames: int) -> None:
-    """Raises ValueError where the motion files of MODEL make several clips of so many frames."""
+    """Raise ValueError where the motion files of MODEL make several clips of so many frames."""
     asked = attach.asked_frames(model.get_attachment(attach.KEY) or ())
     if asked and asked < frames:
         raise ValueError(
@@ -98,7 +98,7 @@ def check_one_clip(model, frames: int) -> None:
 
 
 def advise(window: int, frames: int, merged: int) -> None:
-    """Warns where a model that halves the frame rate makes the last of its coarsest frames of fewer than the others."""
+    """Warn where a model that halves the frame rate makes the last of its coarsest frames of fewer than the others."""
     if window < frames and window % merged:
         log.warning(
             "Temporal Windows: the motion file makes one frame of %d at its coarsest level; a window of %d would fit"
@@ -108,7 +108,7 @@ def advise(window: int, frames: int, merged: int) -> None:
 
 
 def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
-    """The memory that a run needs is that of one window."""
+    """Ask the host for the VRAM of one window, which is all that a run needs."""
     handler = model.model_options.get("context_handler")
     if isinstance(handler, WindowHandler):
         axis, noise_shape = frame_axis(noise_shape), list(noise_shape)
@@ -117,7 +117,7 @@ def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
 
 
 class WindowHandler(core.IndexListContextHandler):
-    """What a MODEL says about its windows; holds nothing of a run."""
+    """Context handler of a MODEL: length, overlap and weights of its windows; holds no state of a run."""
 
     def __init__(self, window: int, overlap: int, fuse: str):
         super().__init__(context_schedule=None, fuse_method=None, context_length=window, context_overlap=overlap)
@@ -127,7 +127,7 @@ class WindowHandler(core.IndexListContextHandler):
         return x_in.size(frame_axis(x_in.shape)) > self.context_length
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
-        """The prediction of each condition for the whole clip, from those for its windows, one after another."""
+        """Return the prediction of each condition for the whole clip, fused from those for its windows."""
         step = copy.copy(self)
         step.dim, step._model = frame_axis(x_in.shape), model
         frames = x_in.size(step.dim)
@@ -143,7 +143,7 @@ class WindowHandler(core.IndexListContextHandler):
         return means
 
     def _inputs(self, window: range, conds, x_in, timestep, model_options):
-        """What the model is given for these frames."""
+        """Return the arguments of `calc_cond_batch` for these frames."""
         frames, told = x_in.size(self.dim), {}
         told["context_window"] = core.IndexListContextWindow(list(window), dim=self.dim, total_frames=frames)
         if self.dim == 0:
@@ -156,7 +156,7 @@ class WindowHandler(core.IndexListContextHandler):
         return conds, x_in.narrow(self.dim, window.start, len(window)), timestep, options
 
     def _cut(self, cond: dict, window, x_in, stand_ins: dict) -> dict:
-        """A condition for the frames of a window."""
+        """Return a condition for the frames of a window."""
         frames, indices = x_in.size(self.dim), window.index_list
         cut = {**cond, "uuid": uuid5(cond["uuid"], str(indices[-1]))}  # the first may be another window's too
         if "mask" in cond:
@@ -172,7 +172,7 @@ class WindowHandler(core.IndexListContextHandler):
 
 
 def cut_rows(value, indices: list[int], name: str):
-    """One of `model_conds` of an image model: the host repeats its rows over the batch, which is the clip."""
+    """Cut one of `model_conds` of an image model: the host repeats its rows over the batch, which is the clip."""
     if name == "num_video_frames":
         return value._copy_with(len(indices))
     if isinstance(value, comfy.conds.CONDConstant):
@@ -187,7 +187,7 @@ def repeated_rows(tensor, indices: list[int]):
 
 
 def cut_mask(mask, indices: list[int], frames: int, axis: int):
-    """The mask of a condition: (rows, height, width), or (clips, frames, height, width) on a video latent.
+    """Cut the mask of a condition: (rows, height, width), or (clips, frames, height, width) on video latents.
 
     Raises:
         ValueError: it has neither one frame nor a frame for each of the clip.
@@ -203,7 +203,7 @@ def cut_mask(mask, indices: list[int], frames: int, axis: int):
 
 
 def check_video(cond: dict, frames: int) -> None:
-    """Raises ValueError where a condition of a video model says something about frames that windows do not keep."""
+    """Raise ValueError where a condition of a video model is about single frames and windows would not keep that."""
     if "keyframe_idxs" in cond["model_conds"]:
         raise ValueError("Temporal Windows do not work with guide frames; use ComfyUI's own context windows.")
     area = cond.get("area") or ()
@@ -215,10 +215,10 @@ def check_video(cond: dict, frames: int) -> None:
 
 
 def cut_control(control, indices: list[int], stand_ins: dict):
-    """A ControlNet that shows a window its own hints; one for all conditions of the window, so that these batch.
+    """Return a ControlNet with the hints of a window; one for all conditions of the window, so that these batch.
 
-    The stand-in shares the network with the original. What it prepares is forgotten with the window: kept, the hints of
-    all windows would fill the memory that windows are there to save.
+    The stand-in shares the network with the original. What it prepares goes with the window: kept, the hints of all
+    windows would fill the VRAM that windows are there to save.
     """
     if control is None or control in stand_ins:
         return stand_ins.get(control)

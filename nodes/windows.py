@@ -1,4 +1,4 @@
-"""The node that samples a clip on windows."""
+"""The node that samples a clip on context windows."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from .windowing import sampled_on_windows
 
 
 def window_inputs():
-    """Window, overlap and fuse, as every node that samples on windows has them."""
+    """Return the inputs window, overlap and fuse, as every node that samples on windows has them."""
     return [
         io.Int.Input(
             "window",
             default=16,
             min=1,
             max=4096,
-            tooltip="Frames of the latent that the model sees at a time: as many as it was trained on. A clip that is"
-            " no longer is sampled whole.",
+            tooltip="Context length: frames of the latents that the model sees at a time, as many as it was trained on."
+            " A clip that is no longer is sampled whole.",
         ),
         io.Int.Input(
             "overlap",
             default=4,
             min=0,
             max=4095,
-            tooltip="Frames that a window shares with the one before, fewer than it has. Paper: 2. 0: no sharing, and a"
-            " visible cut from each window to the next.",
+            tooltip="Context overlap: frames that a window shares with the one before, fewer than it has. Paper: 2. 0:"
+            " a visible cut from each window to the next.",
         ),
         io.Combo.Input(
             "fuse",
             options=list(FUSES),
-            tooltip="What counts where windows overlap. pyramid: the window whose middle is nearer; trapezoid: a linear"
-            " change from one to the next; flat: all alike, as in the paper.",
+            tooltip="Weights of windows where they overlap. pyramid: the larger, the nearer the window's middle;"
+            " trapezoid: a linear change from one to the next; flat: the plain mean, as in the paper.",
         ),
     ]
 
 
 class TemporalWindows(io.ComfyNode):
-    """Samples a clip that is too long for the model, or for the memory, on overlapping windows."""
+    """Node that samples a clip too long for the model, or for the VRAM, on overlapping context windows."""
 
     @classmethod
     def define_schema(cls):
@@ -44,10 +44,10 @@ class TemporalWindows(io.ComfyNode):
             node_id="StillmotionTemporalWindows",
             display_name="Temporal Windows",
             category="stillmotion/sampling",
-            description="Samples long clips: at every step the model sees overlapping windows of the clip, and its"
-            " predictions are fused. Memory depends on the window, not on the clip.",
+            description="Context windows for long clips: at every step the model sees overlapping windows of the clip,"
+            " and its predictions are fused. VRAM depends on the window, not on the clip.",
             inputs=[
-                io.Model.Input("model", tooltip="A model with a motion on it, or a video model."),
+                io.Model.Input("model", tooltip="An image model with a motion file on it, or a video model."),
                 *window_inputs(),
             ],
             outputs=[io.Model.Output("windowed_model", display_name="model")],

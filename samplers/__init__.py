@@ -1,1 +1,1 @@
-"""What happens around a network while it samples: pure functions of tensors."""
+"""Noise, guidance, windows and measures around a network that samples: pure functions of tensors."""

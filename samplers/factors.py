@@ -1,4 +1,4 @@
-"""How much a clip moves, and where it jumps: numbers and pictures of its frames."""
+"""Motion of a clip in numbers, and as slices of its frames."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal
 from torch import Tensor
 
 REFERENCE = 4 * 32 * 56
-"""How many numbers a frame of Stable Diffusion's latents has at 448 x 256 pixels."""
+"""Numbers in a frame of Stable Diffusion's latents at 448 x 256 pixels."""
 
 
 def motion_factors(latents: Tensor, norm: Literal["l1", "l2sq"] = "l1") -> Tensor:
-    """How far each frame is from the next: what the motion guidance of HiGen is told of a clip.
+    """Return the motion factors of a clip, HiGen's measure of how far each frame is from the next.
 
     γ_f = 7168 mean_{c,y,x} |z^f - z^{f+1}|,   f = 1 … F-1
 
@@ -35,17 +35,17 @@ def motion_factors(latents: Tensor, norm: Literal["l1", "l2sq"] = "l1") -> Tenso
 
 
 def mean_frame_difference(latents: Tensor) -> float:
-    """Mean absolute difference of neighbouring frames (frames, ...): how much a clip moves or flickers."""
+    """Return the mean absolute difference of neighbouring frames (frames, ...), from motion and flicker alike."""
     return (latents[1:] - latents[:-1]).abs().mean().item()
 
 
 def frame_difference_curve(frames: Tensor) -> Tensor:
-    """FD_f = mean (x^{f+1} - x^f)²: constant where a clip moves evenly, with a peak where two parts of it do not fit.
+    """Return FD_f = mean (x^{f+1} - x^f)²: constant where a clip moves evenly, with a peak at a cut or seam.
 
     Source: how the seams between Lumiere's temporal windows are judged (Bar-Tal et al. 2024, arXiv 2401.12945).
 
     Args:
-        frames: pictures of any layout and number type, (frames, ...); their unit is squared in the result.
+        frames: images of any layout and number type, (frames, ...); their unit is squared in the result.
 
     Returns:
         float32, (frames - 1,).
@@ -54,36 +54,36 @@ def frame_difference_curve(frames: Tensor) -> Tensor:
 
 
 def seam(curve: Tensor) -> float:
-    """The highest point of a frame-difference curve over its median: 1 for an even clip; nan for a still one."""
+    """Return the highest point of a frame-difference curve over its median: 1 for an even clip, nan for a still one."""
     return (curve.max() / curve.median()).item()
 
 
 def x_t_slice(frames: Tensor, position: float = 0.5) -> Tensor:
-    """One row of every frame, stacked: what moves sideways draws slanted lines, flicker draws stripes across.
+    """Stack one row of every frame: what moves sideways draws slanted lines, flicker draws stripes across.
 
     Args:
         frames: (frames, height, width, channels).
         position: of the row, 0 the top to 1 the bottom.
 
     Returns:
-        A picture in which time runs down, (frames, width, channels).
+        An image in which time runs down, (frames, width, channels).
     """
     return frames[:, line_at(position, frames.shape[1])]
 
 
 def y_t_slice(frames: Tensor, position: float = 0.5) -> Tensor:
-    """One column of every frame, side by side: what `x_t_slice` is for motion up and down.
+    """Stack one column of every frame, side by side: what `x_t_slice` is for motion up and down.
 
     Args:
         frames: (frames, height, width, channels).
         position: of the column, 0 the left edge to 1 the right one.
 
     Returns:
-        A picture in which time runs to the right, (height, frames, channels).
+        An image in which time runs to the right, (height, frames, channels).
     """
     return frames[:, :, line_at(position, frames.shape[2])].transpose(0, 1)
 
 
 def line_at(position: float, lines: int) -> int:
-    """Which of so many lines lies at a position from 0 to 1."""
+    """Return the index of the line at a position from 0 to 1."""
     return min(int(position * lines), lines - 1)

@@ -137,7 +137,7 @@ STRATEGIES = {
 """All strategies by name: what is added here is an option of the node, and tested; its help page needs a row."""
 
 AXES = {4: "(clips frames) c h w", 5: "clips c frames h w"}
-"""How frames lie in latents of image models and of video models."""
+"""Layout of frames in latents of image models and of video models."""
 
 
 def chained(own: Tensor, keep: float, fresh: float) -> Tensor:

@@ -10,7 +10,7 @@ KEYFRAME = re.compile(r"""["']?([0-9]{1,6})["']?\s*:\s*(.+)""")
 
 
 def parse_levels(text: str) -> tuple[float, ...]:
-    """Factors of the levels of a U-Net, finest first, of "1, 1, 0.5, 0"; () of an empty text.
+    """Return the factors of the levels of a U-Net, finest first, of "1, 1, 0.5, 0"; () of an empty text.
 
     Raises:
         ValueError: something between two commas is no number from 0 to 10.
@@ -21,7 +21,7 @@ def parse_levels(text: str) -> tuple[float, ...]:
 
 
 def levels_for(factors: tuple[float, ...], levels: int) -> tuple[float, ...]:
-    """A factor for each of so many levels, where one may stand for all; () of none.
+    """Return a factor for each of so many levels, where one may stand for all; () of none.
 
     Raises:
         ValueError: there are others than one for each level.
@@ -35,7 +35,7 @@ def levels_for(factors: tuple[float, ...], levels: int) -> tuple[float, ...]:
 
 
 def parse_keyframes(text: str) -> tuple[tuple[int, float], ...]:
-    """Frames with their factors, in rising order, of "0: 1.0, 8: 0.5, 15: 1.2"; () of an empty text.
+    """Return frames with their factors, in rising order, of "0: 1.0, 8: 0.5, 15: 1.2"; () of an empty text.
 
     Line breaks may stand in the place of commas, or beside them.
 

@@ -1,8 +1,10 @@
-"""Windows of a clip that is too long for one forward, and what the predictions for them are fused to.
+"""Context windows of a clip that is too long for one forward, and the fusion of their predictions.
 
-The rule of Lumiere's temporal MultiDiffusion: at every denoising step the network runs on each window, and the clip's
-prediction is the one that is nearest to all of theirs. Predictions are fused, not noisy frames: noise that each window
-drew for itself would be averaged away where windows overlap.
+At every denoising step the network runs on each window, and the clip's prediction is the one that is nearest to all of
+theirs. Predictions are fused, not noisy frames: noise that each window drew for itself would be averaged away where
+windows overlap.
+
+Source: the temporal MultiDiffusion of Bar-Tal et al. 2024, "Lumiere" (arXiv 2401.12945).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 
 
 def check_windows(window: int, overlap: int) -> None:
-    """Raises ValueError where there are no such windows."""
+    """Raise ValueError where a window has no frames, or no fewer are shared than it has."""
     if window < 1:
         raise ValueError(f"A window has {window} frames; it must have at least 1.")
     if not 0 <= overlap < window:
@@ -22,7 +24,7 @@ def check_windows(window: int, overlap: int) -> None:
 
 
 def whole_window(window: int, merged: int) -> int:
-    """The shortest window of at least so many frames that splits into whole groups of `merged`.
+    """Return the length of the shortest window of at least so many frames that splits into whole groups of `merged`.
 
     A network that halves time k times makes one frame of 2^k at its coarsest level. It takes windows of any length; in
     others than these the last frame there is made of fewer, for the price of all.
@@ -31,12 +33,12 @@ def whole_window(window: int, merged: int) -> int:
 
 
 def window_count(frames: int, window: int, overlap: int) -> int:
-    """1 + ⌈(F - T') / (T' - o)⌉ windows of T' frames that overlap by o cover F frames; one where F ≤ T'."""
+    """Return 1 + ⌈(F - T') / (T' - o)⌉ windows of T' frames that overlap by o cover F frames; one where F ≤ T'."""
     return 1 + max(0, ceil((frames - window) / (window - overlap)))
 
 
 def windows_of(frames: int, window: int, overlap: int) -> list[range]:
-    """Windows of equal length that cover a clip, each `overlap` frames into the one before.
+    """Return windows of equal length that cover a clip, each `overlap` frames into the one before.
 
     The last one is shifted back to end with the clip, and may overlap by more. A clip that is no longer than a window
     is one window of its own length.
@@ -55,7 +57,7 @@ def windows_of(frames: int, window: int, overlap: int) -> list[range]:
 
 
 def coverage(frames: int, windows: Sequence[range]) -> list[int]:
-    """In how many windows each frame is."""
+    """Count the windows that each frame is in."""
     return [sum(frame in window for window in windows) for frame in range(frames)]
 
 
@@ -64,17 +66,17 @@ Fuse = Callable[[range, int, int], list[float]]
 
 
 def flat(window: range, frames: int, overlap: int) -> list[float]:
-    """Every window counts alike, as in the paper. A seam falls to 1/4, whatever the overlap."""
+    """Weigh all windows alike, as in the paper. A seam falls to 1/4, whatever the overlap."""
     return [1.0] * len(window)
 
 
 def pyramid(window: range, frames: int, overlap: int) -> list[float]:
-    """The nearer to its middle, the more a window counts. A seam falls to 1 / (o + 1)², for o up to half a window."""
+    """Weigh a window the more, the nearer to its middle. A seam falls to 1 / (o + 1)², for o up to half a window."""
     return [float(min(i + 1, len(window) - i)) for i in range(len(window))]
 
 
 def trapezoid(window: range, frames: int, overlap: int) -> list[float]:
-    """Linear over the overlap, alike between; no ramp at either end of the clip. A seam falls to 1 / (o + 1)²."""
+    """Ramp linearly over the overlap; 1 between, and at either end of the clip. A seam falls to 1 / (o + 1)²."""
 
     def ramp(distance: int) -> float:
         return min(1.0, distance / (overlap + 1))
@@ -88,7 +90,7 @@ FUSES: dict[str, Fuse] = {"pyramid": pyramid, "trapezoid": trapezoid, "flat": fl
 
 
 def fuse(predictions: Sequence[Tensor], windows: Sequence[range], weights: Sequence[list[float]], frames: int, dim=0):
-    """The clip J that is nearest to the predictions Φ_i for its windows: argmin Σ_i Σ_f w_i(f) ‖J_f - Φ_i,f‖².
+    """Return the clip J that is nearest to the predictions Φ_i for its windows: argmin Σ_i Σ_f w_i(f) ‖J_f - Φ_i,f‖².
 
     That is J_f = Σ_i w_i(f) Φ_i,f / Σ_i w_i(f), over the windows that frame f is in.
 
@@ -107,7 +109,7 @@ def fuse(predictions: Sequence[Tensor], windows: Sequence[range], weights: Seque
 def fuse_in(
     mean: Tensor, totals: MutableSequence[float], prediction: Tensor, window: range, weights: list[float], dim: int = 0
 ) -> None:
-    """Adds one window to `mean` and `totals`, in place; both are zero before the first.
+    """Add one window to `mean` and `totals`, in place; both are zero before the first.
 
     J ← J + w / (W + w) (Φ - J), W ← W + w for each frame. Written so that windows which agree leave no rounding:
     where frames do not depend on each other, the result with windows is that without them, bit for bit.

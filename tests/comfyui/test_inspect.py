@@ -136,11 +136,11 @@ def test_the_smallest_frames_are_measured(measure, size):
     [
         (torch.rand(0, 32, 32, 3), "no frames"),
         (torch.full((2, 32, 32, 3), np.nan), "NaN"),
-        (torch.rand(2, 32, 32, 1), r"The IMAGE is \(2, 32, 32, 1\); needed are \(frames, height, width, colours\)"),
+        (torch.rand(2, 32, 32, 1), r"The IMAGE is \(2, 32, 32, 1\); needed are \(frames, height, width, channels\)"),
         (torch.rand(32, 32, 3), r"The IMAGE is \(32, 32, 3\); needed are"),
     ],
 )
-def test_nothing_and_no_colours_and_no_numbers_are_refused(measure, images, said):
+def test_no_frames_and_no_colours_and_no_numbers_are_refused(measure, images, said):
     for node in (measure, slice_of):
         with pytest.raises(ValueError, match=said):
             node(images)

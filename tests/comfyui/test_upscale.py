@@ -281,25 +281,25 @@ def test_one_frame_is_upscaled_as_a_picture(node, small_model):
     ("image", "message"),
     [
         (torch.zeros(2, 16, 16, 4), r"\(2, 16, 16, 4\).* The fourth channel is probably alpha"),
-        (torch.zeros(2, 16, 16, 1), r"\(2, 16, 16, 1\); needed are \(frames, height, width, 3 colours\)"),
+        (torch.zeros(2, 16, 16, 1), r"\(2, 16, 16, 1\); needed are \(frames, height, width, 3 channels\)"),
         (torch.zeros(0, 16, 16, 3), r"\(0, 16, 16, 3\); needed are"),
         (torch.zeros(16, 16, 3), r"\(16, 16, 3\); needed are"),
     ],
 )
-def test_an_image_that_is_no_clip_of_colour_pictures_is_refused(node, small_model, image, message):
+def test_an_image_that_is_no_clip_of_rgb_images_is_refused(node, small_model, image, message):
     with pytest.raises(ValueError, match=message):
         node(small_model(), Mean(), image)
 
 
 def test_a_vae_of_another_family_is_refused_before_anything_runs(node, small_model, wan):
-    vae, theirs = Mean(), "latents of pictures with 4 channels, this model takes latents of videos with 16 channels"
+    vae, theirs = Mean(), "image latents with 4 channels, this model takes video latents with 16 channels"
     with pytest.raises(ValueError, match=f"makes {theirs}: use the VAE of"):
         node(wan, vae, clip())
     vae.latent_channels = 16
-    with pytest.raises(ValueError, match="of pictures with 16 channels, this model takes latents of pictures with 4"):
+    with pytest.raises(ValueError, match="image latents with 16 channels, this model takes image latents with 4"):
         node(small_model(), vae, clip())
     vae.latent_dim, vae.not_video = 3, True
-    with pytest.raises(ValueError, match="of pictures that move and for video models; this one is neither"):
+    with pytest.raises(ValueError, match="for image models with a motion file and for video models; this one is neither"):
         node(wan, vae, clip())
     assert not vae.calls
 
