@@ -35,11 +35,11 @@ def sample(model, noise, positive=None, steps=2):
 
 def wrapped(model):
     """A MODEL that goes through our loop with nothing attached."""
-    from stillmotion.nodes import host
+    from stillmotion.nodes import attach
 
     model = model.clone()
-    model.set_attachments(host.KEY, ())
-    host._wrap(model)
+    model.set_attachments(attach.KEY, ())
+    attach._wrap(model)
     return model
 
 

@@ -299,7 +299,7 @@ def test_a_vae_of_another_family_is_refused_before_anything_runs(node, small_mod
     with pytest.raises(ValueError, match="image latents with 16 channels, this model takes image latents with 4"):
         node(small_model(), vae, clip())
     vae.latent_dim, vae.not_video = 3, True
-    with pytest.raises(ValueError, match="for image models with a motion file and for video models; this one is neither"):
+    with pytest.raises(ValueError, match="image models with a motion file and for video models; this one is neither"):
         node(wan, vae, clip())
     assert not vae.calls
 

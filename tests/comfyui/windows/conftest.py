@@ -10,11 +10,12 @@ def motion(tmp_path):
     from stillmotion.networks.config import CrossFrames, InflationConfig, Recurrence, Temporal
     from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
-    from stillmotion.nodes import host
+    from stillmotion.nodes import attach
     from stillmotion.nodes.motion import load_motion
 
-    def attach(model, frames_per_clip=0, **parts):
-        config, structure = InflationConfig(Temporal(), CrossFrames(), Recurrence(), **parts), host.structure_of(model)
+    def attached(model, frames_per_clip=0, **parts):
+        structure = attach.structure_of(model)
+        config = InflationConfig(Temporal(), CrossFrames(), Recurrence(), **parts)
         torch.manual_seed(0)
         inflation = Inflation(config, structure)
         for name, parameter in inflation.named_parameters():
@@ -22,9 +23,9 @@ def motion(tmp_path):
         path = tmp_path / "motion.safetensors"
         write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=4))
         strengths = {"temporal": 1.0, "recurrence": 1.0, "queries": 1.0}
-        return host.attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
+        return attach.attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
 
-    return attach
+    return attached
 
 
 class FrameByFrame(torch.nn.Module):
