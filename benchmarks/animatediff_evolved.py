@@ -13,8 +13,6 @@ import argparse
 import asyncio
 import inspect
 import logging
-import os
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -22,13 +20,15 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from comfyui import load_comfyui
+from random_weights import randomise
+from side_by_side import DEVICE, measure, print_costs, print_header
 from stillmotion.networks.config import InflationConfig, Resampling, Temporal
 from stillmotion.networks.formats.animatediff import to_animatediff
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.presets import lumiere
-from turns import DEVICE, HEADER, print_costs, randomise
 
 ANIMATEDIFF = InflationConfig(temporal=Temporal(middle=True))
 HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
@@ -39,7 +39,6 @@ LONG = {**CLIP, "frames": 13}
 WINDOW = {"context_length": 6, "context_overlap": 2, "fuse_method": "pyramid"}
 
 TYPE = torch.float16 if DEVICE.type == "cuda" else torch.float32
-COMFYUI = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
 PACK = Path(__file__).resolve().parents[1]
 SD15 = sd15_like([320, 640, 1280, 1280], [2, 2, 2, 2])
 UNET = {
@@ -62,13 +61,9 @@ UNET = {
 }
 
 
-def load_comfyui(evolved, folder):
-    """The host with both packs, loaded as it loads them itself, which look for files in `folder` too."""
-    sys.path.insert(0, str(COMFYUI))
-    import comfy.cli_args
-    import comfy.options  # noqa: F401
-
-    comfy.cli_args.args.cpu, comfy.cli_args.args.use_pytorch_cross_attention = DEVICE.type == "cpu", True
+def load_packs(evolved, folder):
+    """Load the host with both packs, as it loads them itself; they look for files in `folder` too."""
+    load_comfyui().use_pytorch_cross_attention = True
     import folder_paths
     import utils.extra_config  # noqa: F401  before nodes
 
@@ -222,6 +217,7 @@ def print_differences_on_windows(model, file):
 def print_speeds(model, folder, options):
     """AnimateDiff-Evolved has a module of version 2; ours are timed as their files would be."""
     write_module(folder / "long.safetensors", ANIMATEDIFF, positions=max(options.frames))
+    print_header("SD1.5 alone", "AnimateDiff-Evolved")
     for frames in options.frames:
         models = {
             "SD1.5 alone": model,
@@ -231,7 +227,8 @@ def print_speeds(model, folder, options):
             "Lumiere's space-time U-Net": in_our_loop(model, lumiere(SD15, frames)),
         }
         size = frames, options.cells, options.cells, options.steps
-        print_costs(frames, {name: partial(sample, m, *size) for name, m in models.items()}, options.rounds)
+        costs = measure({name: partial(sample, m, *size) for name, m in models.items()}, options.rounds)
+        print_costs(f"{frames} frames", costs, *list(models)[:2])
 
 
 def main():
@@ -246,12 +243,12 @@ def main():
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        load_comfyui(options.evolved.resolve(), Path(folder))
+        load_packs(options.evolved.resolve(), Path(folder))
         model = random_model()
         if not options.only_speed:
             write_files(Path(folder))
             print_differences(model)
-        print(f"\n{HEADER}")
+        print()
         print_speeds(model, Path(folder), options)
 
 

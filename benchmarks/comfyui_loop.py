@@ -6,29 +6,15 @@ Needs a ComfyUI at $COMFYUI_PATH or ~/comfy/ComfyUI. The U-Net has SD1.5's topol
 """
 
 import argparse
-import multiprocessing
-import os
-import resource
-import statistics
-import sys
-import time
-from pathlib import Path
 
-COMFYUI = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
-
-
-def load_comfyui():
-    sys.path.insert(0, str(COMFYUI))
-    import comfy.cli_args
-    import comfy.options  # noqa: F401
-    import torch
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+import torch
+from comfyui import load_comfyui
+from random_weights import randomise
+from side_by_side import DEVICE, measure, print_costs, print_header
 
 
 def unet_and_inputs(frames, cells):
     import comfy.ops
-    import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     unet = UNetModel(
@@ -46,17 +32,14 @@ def unet_and_inputs(frames, cells):
         context_dim=768,
         legacy=False,
         operations=comfy.ops.disable_weight_init,
-    ).eval()
-    for parameter in unet.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    )
     rows = 2 * frames
     inputs = torch.randn(rows, 4, cells, cells), torch.full((rows,), 500.0), torch.randn(rows, 77, 768)
-    return unet.to(device), [tensor.to(device) for tensor in inputs]
+    return randomise(unet.eval()).to(DEVICE), [tensor.to(DEVICE) for tensor in inputs]
 
 
 def forwards(unet, inputs, frames):
-    """Both forwards, each called with no arguments."""
+    """Return both forwards, each called with no arguments."""
     from stillmotion.networks.clip import Clip
     from stillmotion.nodes.unet import run_unet
 
@@ -69,65 +52,18 @@ def forwards(unet, inputs, frames):
     return {"stock": stock, "ours": ours}
 
 
-def seconds(forward, on_gpu):
-    """CPU seconds of this process, which other load does not count into; on a GPU, seconds until it is done."""
-    clock = time.perf_counter if on_gpu else time.process_time
-    began = clock()
-    forward().sum().item()
-    return clock() - began
-
-
-def peak_memory(name, frames, cells, answers):
-    """Peak MB of a process that does nothing else."""
-    import torch
-
-    load_comfyui()
-    with torch.no_grad():
-        forward = forwards(*unet_and_inputs(frames, cells), frames)[name]
-        forward()
-        forward()
-    cuda = torch.cuda.is_available()
-    answers.put(
-        torch.cuda.max_memory_allocated() / 2**20
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    )
-
-
-def measured_alone(name, frames, cells):
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=peak_memory, args=(name, frames, cells, answers))
-    process.start()
-    answer = answers.get()
-    process.join()
-    return answer
-
-
+@torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--cells", type=int, default=32, help="width and height of the latent")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--cells", type=int, default=32, help="width and height of the latents, default 32")
+    parser.add_argument("--rounds", type=int, default=10, help="default 10")
     options = parser.parse_args()
-    memory = {name: measured_alone(name, options.frames, options.cells) for name in ("stock", "ours")}
-
     load_comfyui()
-    import torch
-
-    with torch.no_grad():
-        both = forwards(*unet_and_inputs(options.frames, options.cells), options.frames)
-        assert torch.equal(both["ours"](), both["stock"]())
-        rounds = [
-            {name: seconds(forward, torch.cuda.is_available()) for name, forward in both.items()}
-            for _ in range(options.rounds)
-        ]
-    ratios = [r["ours"] / r["stock"] for r in rounds]
-    print(
-        f"time:   ours / stock = {statistics.median(ratios):.3f} (median of {len(ratios)} pairs,"
-        f" {min(ratios):.3f} to {max(ratios):.3f}; stock {statistics.median(r['stock'] for r in rounds):.2f} s)"
-    )
-    print(f"memory: ours / stock = {memory['ours'] / memory['stock']:.3f} (peak {memory['stock']:.0f} MB stock)")
+    both = forwards(*unet_and_inputs(options.frames, options.cells), options.frames)
+    assert torch.equal(both["ours"](), both["stock"]())
+    print_header("stock")
+    print_costs(f"{options.frames} frames", measure(both, options.rounds), "stock")
 
 
 if __name__ == "__main__":

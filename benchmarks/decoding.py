@@ -2,23 +2,23 @@
 
     python benchmarks/decoding.py --videos DIR
 
-Prints milliseconds of this process, which other load does not count into, and their ratio (medians of several rounds,
-in turns), and how far their pixels differ.
+Prints CPU seconds and their ratio, and how far their pixels differ.
 """
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import cv2
 import numpy as np
+import torch
+from side_by_side import measure
 from stillmotion.trainer.clips.find import Source, decode, find_clips
 
 FRAMES = 16
 
 
-def ours(path: Path, seconds: float) -> np.ndarray:
+def one_pass(path: Path, seconds: float) -> np.ndarray:
     return decode(Source(path, path.name), FRAMES / seconds, frames=FRAMES).frames
 
 
@@ -34,32 +34,20 @@ def seeking(path: Path, seconds: float) -> np.ndarray:
     return np.stack(frames)
 
 
-def milliseconds(read, path: Path, seconds: float) -> float:
-    begin = time.process_time()
-    read(path, seconds)
-    return 1000 * (time.process_time() - begin)
-
-
-def measure(source: Source, rounds: int) -> tuple[str, float, float, float]:
-    seconds = decode(source, 8).seconds
-    difference = np.abs(ours(source.path, seconds).astype(float) - seeking(source.path, seconds)).mean()
-    pairs = [[milliseconds(read, source.path, seconds) for read in (ours, seeking)] for _ in range(rounds)]
-    mine, theirs = (median(column) for column in zip(*pairs))
-    return source.name, mine, theirs, difference
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--videos", type=Path, required=True, help="folder with clips, or one clip")
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
     options = parser.parse_args()
-    rows = [measure(source, options.rounds) for source in find_clips(options.videos, "")]
-    width = max(len(name) for name, *_ in rows)
-    print(f"{'clip':{width}}  one pass ms  seeking ms  ratio  pixels differ by (of 255)")
-    for name, mine, theirs, difference in rows:
-        print(f"{name:{width}}  {mine:11.0f}  {theirs:10.0f}  {theirs / mine:5.1f}  {difference:.2f}")
-    mine, theirs = (np.mean([row[column] for row in rows]) for column in (1, 2))
-    print(f"{'mean':{width}}  {mine:11.0f}  {theirs:10.0f}  {theirs / mine:5.1f}")
+    print("| clip | one pass, s | seeking, s | seeking / one pass | pixels differ by (of 255) |\n|---|---|---|---|---|")
+    for source in find_clips(options.videos, ""):
+        read = source.path, decode(source, 8).seconds
+        difference = np.abs(one_pass(*read).astype(float) - seeking(*read)).mean()
+        ways = {"one pass": partial(one_pass, *read), "seeking": partial(seeking, *read)}
+        costs = measure(ways, options.rounds, torch.device("cpu"))
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*costs.ratios("seeking", "one pass"))
+        times = f"{costs.seconds('one pass'):.3g} | {costs.seconds('seeking'):.3g}"
+        print(f"| {source.name} | {times} | {ratio} | {difference:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

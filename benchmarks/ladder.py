@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import torch
 from mg_sweep import jitter, sample
+from side_by_side import DEVICE
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.inflation import Attached, before_unet
 from stillmotion.samplers.factors import mean_frame_difference
@@ -32,7 +33,6 @@ from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.previews import decode_clip
 from stillmotion.trainer.run.sample import ddim, starting_noise
 from stillmotion.trainer.show.pictures import contact_sheet
-from turns import DEVICE
 
 OFF = Mitigation(alpha=0)
 

@@ -14,6 +14,8 @@ from functools import partial
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from random_weights import randomise
+from side_by_side import DEVICE, measure, print_costs, print_header
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Resampling, Temporal
 from stillmotion.networks.formats.motion_adapter import to_motion_adapter
@@ -22,10 +24,10 @@ from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.presets import lumiere
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from torch import nn
-from turns import DEVICE, HEADER, print_costs, randomise
 
 ANIMATEDIFF = InflationConfig(temporal=Temporal(norm_scope="clip", middle=True))
 HALVED = InflationConfig(resampling=Resampling((0, 1, 2)))
+REFERENCES = "the image model alone", "diffusers' UNetMotionModel"
 ON_GPU = DEVICE.type == "cuda"
 
 
@@ -80,6 +82,11 @@ def trained(model, checkpointing):
     return model
 
 
+def step_of(model, frames, options):
+    model = trained(model, options.checkpointing)
+    return partial(train, model, forward_of(model, frames, options.cells))
+
+
 def print_difference(theirs, ours, still, cells):
     theirs, ours, still = (forward_of(model, 7, cells)() for model in (theirs, ours, still))
     print(
@@ -99,24 +106,16 @@ def models_of(unet, theirs, frames):
     ours = {name: InflatedUNet(unet, random_inflation(config, structure)) for name, config in configs.items()}
     for model in ours.values():
         model.inflation.requires_grad_(False)
-    return {"the image model alone": InflatedUNet(unet), "diffusers' UNetMotionModel": theirs, **ours}
+    return dict(zip(REFERENCES, (InflatedUNet(unet), theirs))) | ours
 
 
-def print_forwards(unet, theirs, options):
-    print(f"\nA forward:\n\n{HEADER}")
+def print_table(title, run_of, unet, theirs, options):
+    """Print what `run_of(model, frames)` costs, a function of no arguments."""
+    print(f"\n{title}:\n")
+    print_header(*REFERENCES)
     for frames in options.frames:
-        models = models_of(unet, theirs, frames)
-        print_costs(frames, {name: forward_of(m, frames, options.cells) for name, m in models.items()}, options.rounds)
-
-
-def print_steps(unet, theirs, options):
-    print(f"\nA training step:\n\n{HEADER}")
-    for frames in options.frames:
-        models = {
-            name: trained(model, options.checkpointing) for name, model in models_of(unet, theirs, frames).items()
-        }
-        steps = {name: partial(train, m, forward_of(m, frames, options.cells)) for name, m in models.items()}
-        print_costs(frames, steps, options.rounds)
+        runs = {name: run_of(model, frames) for name, model in models_of(unet, theirs, frames).items()}
+        print_costs(f"{frames} frames", measure(runs, options.rounds), *REFERENCES)
 
 
 def main():
@@ -133,8 +132,8 @@ def main():
     theirs = in_diffusers(unet, same, max(options.frames))
     with torch.no_grad():
         print_difference(theirs, InflatedUNet(unet, same), InflatedUNet(unet), options.cells)
-        print_forwards(unet, theirs, options)
-    print_steps(unet, theirs, options)
+        print_table("A forward", lambda model, frames: forward_of(model, frames, options.cells), unet, theirs, options)
+    print_table("A training step", lambda model, frames: step_of(model, frames, options), unet, theirs, options)
 
 
 if __name__ == "__main__":

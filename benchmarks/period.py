@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from side_by_side import DEVICE
 from stillmotion.networks.clip import Clip
 from stillmotion.samplers.factors import mean_frame_difference, x_t_slice
 from stillmotion.samplers.windows import flat, fuse, windows_of
@@ -23,7 +24,6 @@ from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.previews import decode_clip
 from stillmotion.trainer.run.sample import sample_clip, starting_noise
 from stillmotion.trainer.show.pictures import contact_sheet
-from turns import DEVICE
 
 
 def on_windows(model, window, overlap):

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
+from random_weights import randomise
+from side_by_side import DEVICE
 from stillmotion.networks.inflation import Inflation
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Batch, Plan
@@ -30,7 +32,6 @@ from stillmotion.trainer.run.loop import start_training, update
 from stillmotion.trainer.run.optimiser import Schedule
 from stillmotion.trainer.run.run import cells_of
 from torch import nn
-from turns import DEVICE, randomise
 
 PRESETS = Path(__file__).resolve().parents[1] / "trainer" / "presets"
 USABLE = 0.9

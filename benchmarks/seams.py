@@ -8,16 +8,14 @@ frames where windows meet, over the median of all, from the same noise.
 """
 
 import argparse
-import os
 import statistics
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from comfyui import load_comfyui
 from stillmotion.samplers.windows import FUSES, fuse, windows_of
 
-COMFYUI = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
 WAYS = [("flat", 0), ("flat", 2), ("trapezoid", 2), ("pyramid", 2), ("flat", 4), ("pyramid", 4)]
 
 
@@ -46,14 +44,6 @@ def print_toy():
     for name, overlap in WAYS:
         expected = 1 / (overlap + 1) ** 2 if name != "flat" else (1 / 4 if overlap else 1)
         print(f"| {name} | {overlap} | {toy(name, overlap).max() / alone:.4f} | {expected:.4f} |")
-
-
-def load_comfyui():
-    sys.path.insert(0, str(COMFYUI))
-    import comfy.cli_args
-    import comfy.options  # noqa: F401
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
 
 
 def load(base, motion):
