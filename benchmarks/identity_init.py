@@ -17,13 +17,15 @@ from stillmotion.trainer.base.load import encode_captions, encode_frames, load_b
 from stillmotion.trainer.clips.batches import TrainingClip, batch_for
 from stillmotion.trainer.clips.cache import encode_clip
 from stillmotion.trainer.clips.find import find_clips
-from stillmotion.trainer.commands.inflate import starting_inflation
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import InflateOptions
+from stillmotion.trainer.run.architecture import inflation_config
+from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.held_out import fixed_noise_loss
 from stillmotion.trainer.run.loop import update
 from stillmotion.trainer.run.run import network_for, new_training, plan_of
+from stillmotion.trainer.run.session import Session
 
 HELD_OUT = 4
 
@@ -42,7 +44,7 @@ def as_pytorch_starts(inflation):
 def training_clips(base, options):
     text = {}
     for source in find_clips(options.videos):
-        latents = encode_clip(source, options, base.vae, encode_frames)
+        latents = encode_clip(source, options.fps, options.size, base.vae, encode_frames)
         if source.caption not in text:
             text[source.caption] = encode_captions(base, [source.caption])[0]
         yield TrainingClip(source.name, source.caption, latents, text[source.caption])
@@ -71,10 +73,11 @@ def main():
         no_caption = encode_captions(base, [""])[0]
     print("step      " + "  ".join(f"{step:7}" for step in range(0, options.steps + 1, given.every)))
     for name, change in {"identity": lambda inflation: inflation, "PyTorch's": as_pytorch_starts}.items():
-        accelerator, structure = Accelerator(), structure_of(base.unet)
+        session, structure = Session(options, Accelerator(), save=None), structure_of(base.unet)
+        inflation = fresh_inflation(inflation_config(options, options.frames, structure), structure, seed=0)
         torch.manual_seed(0)
-        network = network_for(options, base, change(starting_inflation(options, structure)))
-        training = new_training(options, accelerator, Objective(network, plan_of(options, accelerator)))
+        network = network_for(options, base, change(inflation))
+        training = new_training(options, session.accelerator, Objective(network, plan_of(session)))
         source = partial(batch_for, training.plan, clips[HELD_OUT:], no_caption, 1)
         losses = [fixed_noise_loss(training, clips[:HELD_OUT])]
         for step in range(1, options.steps + 1):

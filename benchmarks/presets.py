@@ -23,14 +23,13 @@ from side_by_side import DEVICE
 from stillmotion.networks.inflation import Inflation
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Batch, Plan
-from stillmotion.trainer.commands.inflate import inflation_config, weights_of_losses
+from stillmotion.trainer.commands.inflate import objective
 from stillmotion.trainer.config import read_options
-from stillmotion.trainer.losses.objectives import Harivo
 from stillmotion.trainer.options import InflateOptions
+from stillmotion.trainer.run.architecture import inflation_config
 from stillmotion.trainer.run.estimate import GIB, estimate_memory
 from stillmotion.trainer.run.loop import start_training, update
 from stillmotion.trainer.run.optimiser import Schedule
-from stillmotion.trainer.run.run import cells_of
 from torch import nn
 
 PRESETS = Path(__file__).resolve().parents[1] / "trainer" / "presets"
@@ -45,27 +44,33 @@ def objective_of(options, device="cpu"):
     """SD1.5 with its inflation, of tensors that were never written to and so take no memory on a CPU."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-        inflation = Inflation(inflation_config(options, structure_of(unet)), structure_of(unet))
+        config = inflation_config(options, options.frames, structure_of(unet))
+        inflation = Inflation(config, structure_of(unet))
     nn.Module.to(unet, torch.bfloat16)  # diffusers' own warns
     network = InflatedUNet(unet, inflation, checkpointing=options.checkpointing).to_empty(device=device)
     plan = Plan(options.seed, options.frames, cells_of(options))
-    return Harivo(network, plan, weights_of_losses(options), options.queue)
+    return objective(options, network, plan)
 
 
-def in_mixed_precision(objective):
-    """As on a GPU, where autocast has norms compute in float32; on a CPU it does not."""
-    for module in objective.modules():
+def cells_of(options):
+    """Return (width, height) of the latents."""
+    return options.size[0] // 8, options.size[1] // 8
+
+
+def in_mixed_precision(model):
+    """Have norms compute in float32, as autocast does on a GPU and not on a CPU."""
+    for module in model.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float().register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
-    objective.forward = torch.autocast("cpu", torch.bfloat16)(objective.forward)
-    return objective
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    return model
 
 
 def estimated(options):
     sizes = (options.batch_size, options.frames), cells_of(options)
-    objective = in_mixed_precision(objective_of(options))
+    model = in_mixed_precision(objective_of(options))
     state = {"average": options.ema is not None, "eight_bit": options.eight_bit}
-    return estimate_memory(objective, *sizes, **state, accumulation=options.accumulation)
+    return estimate_memory(model, *sizes, **state, accumulation=options.accumulation)
 
 
 def measured(options):
@@ -74,11 +79,11 @@ def measured(options):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     accelerator = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=options.accumulation)
-    objective = objective_of(options, DEVICE)
-    randomise(objective.network)
-    objective.inflation.requires_grad_(True)
+    model = objective_of(options, DEVICE)
+    randomise(model.network)
+    model.inflation.requires_grad_(True)
     state = {"average": options.ema, "eight_bit": options.eight_bit}
-    training = start_training(accelerator, objective, Schedule(2, 1e-6), batch_size=options.batch_size, **state)
+    training = start_training(accelerator, model, Schedule(2, 1e-6), batch_size=options.batch_size, **state)
     for step in (1, 2):
         update(training, lambda *_: random_batch(options), step)
     return torch.cuda.max_memory_allocated()

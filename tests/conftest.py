@@ -2,10 +2,10 @@ import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
@@ -14,8 +14,23 @@ COMFYUI = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyU
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 
 
+def installed_folder():
+    """Return where `import stillmotion` would look, without doing it; None where it is not installed."""
+    spec = find_spec("stillmotion")
+    return spec and Path(spec.origin).resolve().parent
+
+
+if (found := installed_folder()) not in (ROOT, ROOT / "stillmotion"):  # the second: the shim, on somebody's PYTHONPATH
+    sys.exit(
+        f"These tests are of {ROOT}, but `import stillmotion` finds {found or 'nothing'} in this environment:"
+        f' run `pip install -e ".[trainer,test]"` in {ROOT}, or use the environment that was made for it'
+    )
+
+
 @pytest.fixture(autouse=True)
 def seed():
+    import torch  # here, so that what is above is said at once
+
     torch.manual_seed(0)
 
 

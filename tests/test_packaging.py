@@ -113,3 +113,38 @@ def test_an_install_adds_one_name_only(tmp_path):
     find = "import importlib.util as u; print([n for n in ('nodes', 'networks', 'trainer', 'tests') if u.find_spec(n)])"
     result = subprocess.run([sys.executable, "-c", find], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def pytest_in_a_clone(bare, installed, tmp_path):
+    """Runs a clone's own pytest where `import stillmotion` finds `installed`, and where torch is a stub."""
+    (bare / "tests").mkdir()
+    shutil.copy(ROOT / "tests/conftest.py", bare / "tests")
+    (bare / "tests/test_nothing.py").write_text("import stillmotion\n\ndef test_nothing():\n    pass\n")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/stillmotion").symlink_to(installed, target_is_directory=True)
+    (tmp_path / "site/torch.py").write_text(
+        "import sys\n\nprint('torch', file=sys.stderr)\n\ndef manual_seed(_):\n    pass\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, sys.path)])
+    return subprocess.run(
+        [sys.executable, "-S", "-m", "pytest", "-q"],
+        cwd=bare,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_pytest_refuses_to_test_another_clone_than_the_one_it_lies_in(bare, tmp_path):
+    other = tmp_path / "another clone"
+    shutil.copytree(bare, other)
+    run = pytest_in_a_clone(bare, other, tmp_path)
+    (said,) = run.stderr.splitlines()  # torch would have said its name
+    assert run.returncode != 0
+    assert str(bare) in said and str(other) in said and 'pip install -e ".[trainer,test]"' in said
+
+
+def test_pytest_tests_the_clone_that_is_installed_by_whichever_path_it_is_found(bare, tmp_path):
+    run = pytest_in_a_clone(bare, bare, tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "1 passed" in run.stdout
