@@ -1,5 +1,5 @@
 """A space-time U-Net whose temporal down- and upsampling starts as the identity, beside one that starts as PyTorch's
-convolutions do: the loss at equal steps (Lumiere, figure 12).
+convolutions do: the loss at equal steps (Lumiere, Bar-Tal et al. 2024, arXiv 2401.12945, figure 12).
 
     python benchmarks/identity_init.py --base toy.safetensors --videos runs/drawn --steps 100
 

@@ -26,7 +26,7 @@ def zero_init(layer: nn.Module) -> nn.Module:
 def frame_positions(frames: int, channels: int, like: Tensor) -> Tensor:
     """Return sinusoidal positions of frames 0, 1, 2 …, `(frames, channels)`: sine on even, cosine on odd channels.
 
-    Source: Vaswani et al. 2017, section 3.5, base 10000; the layout of AnimateDiff's positions.
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, base 10000; the layout of AnimateDiff's positions.
     """
     frequency = torch.exp(torch.arange(0, channels, 2, device=like.device) * (-math.log(10000.0) / channels))
     angle = torch.arange(frames, device=like.device)[:, None] * frequency
@@ -78,7 +78,7 @@ class BlockFrameAttention(nn.Module):
     """The last sub-layer of a transformer block in the few-shot papers: attention over frames, zero at the start.
 
     Shape: tokens of a spatial transformer `(clips * frames, pixels, channels)`; returns what is to be added to them.
-    Source: Tune-A-Video (Wu et al. 2023), `attn_temp`, with its bias zeroed too.
+    Source: Tune-A-Video (Wu et al. 2023, arXiv 2212.11565), `attn_temp`, with its bias zeroed too.
     """
 
     def __init__(self, channels: int, heads: int, ops=nn):

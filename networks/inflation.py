@@ -166,8 +166,8 @@ def resampled(attached: Iterable[Attached], site: str) -> bool:
 def halve_frames(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
     """Keep frames 0, 2, 4, … of activations after a down-resize, with what the convolutions of all inflations add.
 
-    Source: Lumiere (Bar-Tal et al. 2024), section 3.1 and appendix B: a convolution that starts as the identity, of
-    which every second frame is kept.
+    Source: Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945), section 3.1 and appendix B: a convolution that starts as
+    the identity, of which every second frame is kept.
     """
     out, thinned = thin_rows(x, clip.frames), clip.thinned()
     for a, module in _active(attached, site, "resampling"):

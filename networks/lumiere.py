@@ -19,8 +19,7 @@ class ConvolutionInflation(TemporalBlock):
 
     Shape: activations `(clips * frames, channels, height, width)`; returns what is to be added to them.
     Source: Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945), section 3.1 and figure 4b. The paper leaves norm,
-    activation
-    and width open: here GroupNorm of each frame, SiLU, and `hidden` channels between the convolutions.
+    activation and width open: here GroupNorm of each frame, SiLU, and `hidden` channels between the convolutions.
     """
 
     kind, peak = "factorised", 6

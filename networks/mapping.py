@@ -18,8 +18,8 @@ class MappingNetwork(nn.Module):
     The paper's appendix prints a convolution of frames alone (`kernel` 1), its text one of pixels too (3).
 
     Shape: noisy latents `(clips * frames, 4, height, width)`; returns y - x, what is to be added to them.
-    Source: HARIVO (Kwon et al. 2024), section 3.2 and appendix A. As printed it doubles its input at the start; here
-    it starts as the identity.
+    Source: HARIVO (Kwon et al. 2024, arXiv 2410.07763), the pseudo-code of its appendix. As printed it doubles
+    its input at the start; here it starts as the identity.
     """
 
     def __init__(self, kernel: int = 1, ops=nn):

@@ -10,7 +10,7 @@ from .frame_attention import zero_init
 class QueryLora(nn.Module):
     """W_Q + up · down, `down` `(rank, channels)` random, `up` `(channels, rank)` zero at the start.
 
-    Source: LoRA (Hu et al. 2021), section 4.1, with its scale alpha / rank fixed at 1.
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, with its scale alpha / rank fixed at 1.
     """
 
     def __init__(self, channels: int, rank: int, ops=nn):

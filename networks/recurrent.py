@@ -71,7 +71,8 @@ class GatedScan(nn.Module):
 
     a_i = sigmoid(W_a z_i + b_a), u_i = (1 - a_i) * W_z z_i, h_i = a_i * h_{i-1} + u_i, m_i = tanh(W_o h_i + b_o),
     with z_i the frame before frame i. The gates see inputs only, so that all frames can be computed at once.
-    Source: few-shot recurrent motion, equations of section 3.1, with the recurrence made diagonal and input-gated.
+    Source: Few-Shot Video Generation with Recurrent Motion Prediction, section 3.1, with the recurrence made
+    diagonal and input-gated.
     """
 
     def __init__(self, channels: int, ops=nn):
@@ -92,7 +93,7 @@ class GatedScan(nn.Module):
 class PaperRNN(nn.Module):
     """The memory as printed: h_i = tanh(W_hh h_{i-1} + W_zh z_i + b_h), m_i = tanh(W_ho h_i + b_a).
 
-    Source: few-shot recurrent motion, section 3.1, with f = g = tanh.
+    Source: Few-Shot Video Generation with Recurrent Motion Prediction, section 3.1, with f = g = tanh.
     """
 
     def __init__(self, channels: int, ops=nn):
@@ -116,7 +117,7 @@ class RecurrentAttention(nn.Module):
     memory of frames 1 … i-1, through the frozen projections. gamma = 0 is the frozen model; a large gamma is the
     paper's layer.
 
-    Source: few-shot recurrent motion, section 3.1 and figure 2.
+    Source: Few-Shot Video Generation with Recurrent Motion Prediction, section 3.1.
     """
 
     def __init__(self, channels: int, mode: RecurrenceMode, ops=nn):

@@ -26,7 +26,7 @@ class FrameTokens(nn.Module):
     a SiLU after each and two after the first, as printed. For another number of frames what the mixing returns is
     interpolated along the frames, the first and the last staying in place.
 
-    Source: HARIVO (Kwon et al. 2024), section 3.3 and its appendix's pseudo-code.
+    Source: HARIVO (Kwon et al. 2024, arXiv 2410.07763), the pseudo-code of its appendix.
     """
 
     def __init__(self, channels: int, frames: int, count: int, ops=nn):

@@ -1,6 +1,6 @@
 """Mitigating-gradient sampling: the frames of a clip are pulled together while it is sampled.
 
-Source: Kwon et al. 2024, "HARIVO: Harnessing Text-to-Image Models for Video Generation" (arXiv 2410.07763).
+Source: HARIVO (Kwon et al. 2024, arXiv 2410.07763).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mitigation:
-    """Options of the pull between neighbouring frames.
+    """How strongly, and how, neighbouring frames are pulled together.
 
     Args:
         alpha: strength; the paper uses 40, and finds 150 too smooth. Negative: frames are pushed apart.
         max_pull: largest share of a difference that one step takes away. 1/2 takes most out of jitter, whose residual
-            is |1 - 2c|; above 1 differences may grow. `inf`: no limit, as in the paper.
+            is |1 - 2c|; above 1 differences may grow. `inf` is the paper as printed.
         symmetric: both frames move half of the way each, so that the mean over time stays, instead of the later one.
         ref_dim: numbers per frame (channels * height * width) at which `alpha` is meant; it grows with those of the
-            clip, so that clips of all sizes are pulled alike. None: as in the paper.
+            clip, so that clips of all sizes are pulled alike. None: the paper as printed.
 
     Raises:
         ValueError: `max_pull` is negative, or there is no limit to pushing apart.
@@ -42,7 +42,7 @@ class Mitigation:
 
 
 def mitigate(clips: Tensor, sigma: float, how: Mitigation) -> Tensor:
-    """Return predicted clean clips with neighbouring frames moved towards each other, each clip on its own.
+    """Predicted clean clips with neighbouring frames moved towards each other, each clip on its own.
 
     x_{j+1} <- x_{j+1} - c_j D_j,   D_j = x_{j+1} - x_j,   c_j = 2 α σ² exp(-n_j²/S) / S,
     n_j = |D_j|,   S = median(n)² / log(F - 1)
@@ -73,7 +73,7 @@ def mitigate(clips: Tensor, sigma: float, how: Mitigation) -> Tensor:
 
 
 def pulls(norms: Tensor, strength: float, numbers: int) -> Tensor:
-    """Return c_j of each difference, (clips, frames - 1) as `norms`; 0 for clips that stand still.
+    """c_j of each difference, (clips, frames - 1) as `norms`; 0 for clips that stand still.
 
     Args:
         norms: of the differences between neighbouring frames, each of so many `numbers`.
@@ -86,7 +86,7 @@ def pulls(norms: Tensor, strength: float, numbers: int) -> Tensor:
 
 
 def mitigate_latents(latents: Tensor, sigma: float, how: Mitigation, frames: int | None = None) -> Tensor:
-    """Apply `mitigate` to latents as samplers hold them.
+    """`mitigate` on latents as samplers hold them.
 
     Args:
         latents: (clips * frames, channels, height, width), or (clips, channels, frames, height, width).

@@ -22,7 +22,8 @@ def is_motion_lora(modules: Tensors) -> bool:
 def merged(info: MotionInfo, tensors: Tensors, lora: Tensors, strength: float = 1.0) -> dict[str, Tensor]:
     """The tensors of an inflation with `strength` times up · down of a motion LoRA added to its attentions.
 
-    Source: AnimateDiff (Guo et al. 2023), section 4.3; its files have no alpha beside rank and strength.
+    Source: AnimateDiff (Guo et al. 2023, arXiv 2307.04725), section 4.3; its files have no alpha
+    beside rank and strength.
 
     Raises:
         ValueError: the LoRA holds something else, or changes what the inflation does not have.

@@ -23,7 +23,7 @@ ENOUGH = 32
 class ContrastiveHead(nn.Module):
     """Projects what the middle block of a U-Net puts out to the unit sphere; needed in training only.
 
-    Source: HARIVO, pseudo-code; its text speaks of one layer less.
+    Source: HARIVO (Kwon et al. 2024, arXiv 2410.07763), pseudo-code of its appendix; its text speaks of one layer less.
 
     Args:
         cells: (width, height) of the middle block's maps, 4 x 4 for pictures of 256 x 256.

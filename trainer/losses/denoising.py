@@ -19,7 +19,10 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: Noise
 
 
 def noisy_rows(batch: Batch, plan: Plan) -> Tensor:
-    """Return what the network sees: every frame noised, or all but the first of each clip (LAMP, Wu et al. 2023)."""
+    """Return what the network sees: every frame noised, or all but the first of each clip.
+
+    The latter is LAMP's way to image-to-video (Wu et al. 2023, arXiv 2310.10769).
+    """
     noisy = add_noise(batch.latents, batch.noise, batch.timesteps, plan.schedule)
     if plan.first_frame == "clean":
         noisy = noisy.clone()
@@ -42,7 +45,7 @@ def velocity_weight(timesteps: Tensor, schedule: NoiseSchedule = "scaled_linear"
     """Return (SNR + 1) / SNR = 1 / ᾱ, up to 20: makes the squared error of the noise that of v.
 
     Without it the noisy steps, where layout and motion are decided, hardly count.
-    Source: Salimans and Ho 2022 (arXiv 2202.00512), appendix D.
+    Source: Salimans and Ho 2022 (arXiv 2202.00512), section 4: the weighting SNR + 1 of the error of x.
     """
     return (1 / alphas_cumprod(schedule).to(timesteps.device)[timesteps]).clamp(max=20)
 

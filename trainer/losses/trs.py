@@ -28,7 +28,7 @@ def trs_of_layer(q: Tensor, k: Tensor, frames: int, reduction: Reduction = "row_
     The maps exist a chunk at a time and are computed anew in the backward pass: those of SD1.5's decoder would take
     12.8 GiB in fp16 for 16 frames of 512 x 512.
 
-    Source: HARIVO, L_TRS; it prints no normaliser.
+    Source: HARIVO (Kwon et al. 2024, arXiv 2410.07763), L_TRS; it prints no normaliser.
 
     Args:
         q, k: queries and keys by head, `(clips * frames, heads, tokens, channels)`, the frames of a clip adjacent.

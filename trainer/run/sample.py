@@ -17,7 +17,7 @@ from ...samplers.schedules import BETA_END, BETA_START, NoiseSchedule, cfg_at, s
 from ..clips.batches import generator_for
 
 EARLY = 0.3
-"""Share of the schedule, from its noisy end, that `guidance_early` is for (HARIVO, section on sampling)."""
+"""Share of the schedule, from its noisy end, that `guidance_early` is for (HARIVO, Kwon et al. 2024)."""
 
 OFF = Mitigation(alpha=0)
 
