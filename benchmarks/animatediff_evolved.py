@@ -1,4 +1,4 @@
-"""One motion module through our STUNet Loader and through AnimateDiff-Evolved: the same clip, and what a step costs.
+"""Compare one motion module in our STUNet Loader and in AnimateDiff-Evolved: the clips, and what a step costs.
 
     python benchmarks/animatediff_evolved.py --evolved PATH [--frames 16 32 80] [--cells 16] [--steps 1] [--rounds 3]
         [--only-speed]
@@ -76,7 +76,7 @@ def load_packs(evolved, folder):
 
 
 def random_model():
-    """A MODEL of SD1.5's shape."""
+    """Return a MODEL of SD1.5's shape."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
@@ -89,20 +89,20 @@ def random_model():
 
 
 def random_tensors(config):
-    """Of an inflation of SD1.5, on the CPU."""
+    """Return those of an inflation of SD1.5, on the CPU."""
     with DEVICE:
         inflation = randomise(Inflation(config, SD15))
     return inflation.cpu().state_dict()
 
 
 def write_module(path, config, positions):
-    """A random motion module in AnimateDiff's names."""
+    """Write a random motion module in AnimateDiff's names."""
     info = MotionInfo(config, SD15, positions=positions)
     safetensors.torch.save_file(to_animatediff(info, random_tensors(config)), path)
 
 
 def write_lora(path, module):
-    """A random motion LoRA for every attention of the file `module`."""
+    """Write a random motion LoRA for every attention of the file `module`."""
     with safetensors.safe_open(module, "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     lora = {}
@@ -115,7 +115,7 @@ def write_lora(path, module):
 
 
 def merge_lora(module, lora, output):
-    """What `python -m trainer convert --lora` does."""
+    """Do what `python -m trainer convert --lora` does."""
     from stillmotion.trainer.commands.convert import convert
     from stillmotion.trainer.options import ConvertOptions
 
@@ -123,7 +123,7 @@ def merge_lora(module, lora, output):
 
 
 def run_node(id, **inputs):
-    """The first output of a node, of either generation."""
+    """Return the first output of a node, of either generation."""
     import nodes
 
     node = nodes.NODE_CLASS_MAPPINGS[id]
@@ -138,7 +138,7 @@ def in_ours(model, file, strength=1.0):
 
 
 def in_our_loop(model, config):
-    """A random inflation, attached as the loader attaches one."""
+    """Attach a random inflation as the loader attaches one."""
     from stillmotion.nodes.attach import attach
     from stillmotion.nodes.motion import LoadedMotion, make_patcher
 
@@ -182,7 +182,7 @@ def sample(model, frames, height, width, steps=1, cfg=1.0):
 
 
 def write_files(folder):
-    """Modules of both layouts, a motion LoRA, and the first module with it merged."""
+    """Write modules of both layouts, a motion LoRA, and the first module with it merged."""
     for name, config in LAYOUTS.items():
         write_module(folder / f"{name}.safetensors", config, positions=32)
     write_lora(folder / "lora.safetensors", folder / "v2.safetensors")
@@ -215,7 +215,7 @@ def print_differences_on_windows(model, file):
 
 
 def print_speeds(model, folder, options):
-    """AnimateDiff-Evolved has a module of version 2; ours are timed as their files would be."""
+    """Time AnimateDiff-Evolved with a module of version 2, and ours as their files would be."""
     write_module(folder / "long.safetensors", ANIMATEDIFF, positions=max(options.frames))
     print_header("SD1.5 alone", "AnimateDiff-Evolved")
     for frames in options.frames:

@@ -1,4 +1,4 @@
-"""Our loop over ComfyUI's U-Net against the stock forward, nothing attached: time and peak memory as ratios.
+"""Time our loop over ComfyUI's U-Net against the stock forward, nothing attached, and its peak memory.
 
     python benchmarks/comfyui_loop.py [--frames 16] [--cells 32] [--rounds 10]
 

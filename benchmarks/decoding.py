@@ -1,4 +1,4 @@
-"""Reading 16 evenly spaced frames of each clip: one pass by time stamp, against OpenCV seeking to every frame.
+"""Time the reading of 16 evenly spaced frames of each clip: one pass by time stamp, OpenCV seeking to every frame.
 
     python benchmarks/decoding.py --videos DIR
 
@@ -23,7 +23,7 @@ def one_pass(path: Path, seconds: float) -> np.ndarray:
 
 
 def seeking(path: Path, seconds: float) -> np.ndarray:
-    """OpenCV, sent to the number of each frame by CAP_PROP_POS_FRAMES, as many data loaders do."""
+    """Read with OpenCV, sent to the number of each frame by CAP_PROP_POS_FRAMES, as many data loaders do."""
     video = cv2.VideoCapture(str(path))
     rate = video.get(cv2.CAP_PROP_FPS)
     frames = []

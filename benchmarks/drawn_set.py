@@ -1,4 +1,4 @@
-"""Draws a set of captioned clips for `inflate`: shapes that swing, grow and orbit, in a folder.
+"""Draw a set of captioned clips for `inflate`: shapes that swing, grow and orbit, in a folder.
 
     python benchmarks/drawn_set.py --output runs/drawn --clips 60 --frames 24
 

@@ -1,4 +1,4 @@
-"""A few-shot training step against the same step of the frozen U-Net with the same trainable queries.
+"""Time a few-shot training step against the same step of the frozen U-Net with the same trainable queries.
 
     python benchmarks/fewshot_step.py --width 320 --size 512x320          (SD1.5 itself, on a GPU)
     python benchmarks/fewshot_step.py --width 64 --size 256x160           (its layers, narrower, on a CPU)
@@ -35,7 +35,7 @@ CASES = {
 
 
 def sd15_unet(width):
-    """SD1.5's layers; `width` 320 is SD1.5 itself."""
+    """Return SD1.5's layers; `width` 320 is SD1.5 itself."""
     return UNet2DConditionModel(
         block_out_channels=(width, 2 * width, 4 * width, 4 * width), cross_attention_dim=768, attention_head_dim=8
     )
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--frames", type=int, default=16, help="default 16")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--device", type=torch.device, default=DEVICE)
     options = parser.parse_args()
     print_header(REFERENCE)

@@ -1,5 +1,5 @@
-"""A space-time U-Net whose temporal down- and upsampling starts as the identity, beside one that starts as PyTorch's
-convolutions do: the loss at equal steps (Lumiere, Bar-Tal et al. 2024, arXiv 2401.12945, figure 12).
+"""Train a space-time U-Net whose temporal down- and upsampling starts as the identity, beside one that starts as
+PyTorch's convolutions do: the held-out loss at equal steps (Lumiere, Bar-Tal et al. 2024, arXiv 2401.12945, figure 12).
 
     python benchmarks/identity_init.py --base toy.safetensors --videos runs/drawn --steps 100
 
@@ -31,7 +31,7 @@ HELD_OUT = 4
 
 
 def as_pytorch_starts(inflation):
-    """Resampling as convolutions that PyTorch made: what is stored is the difference from the identity."""
+    """Have resampling start as convolutions that PyTorch made: what is stored is the difference from the identity."""
     for name, module in inflation.parts():
         if name.endswith(".resampling"):
             module.conv.reset_parameters()

@@ -1,4 +1,4 @@
-"""How near to a set of clips the samples of several motion files are, one motion file a rung.
+"""Measure how near to a set of clips the samples of several motion files are, one file a row.
 
     python benchmarks/ladder.py --base toy.safetensors --videos runs/drawn --motions a.safetensors b.safetensors --mg
 
@@ -10,7 +10,7 @@ Samples clips of the set's own captions, the same noise for every file, and prin
     jitter      second differences over first ones: 1.73 where frames have nothing to do with each other, towards 0
                 where they move evenly
     spread      standard deviation of what its mapping network makes of noisy latents, over that of these; 1 without
-With --mg a last rung samples the last file with mitigating gradients. Writes a contact sheet into --output.
+With --mg a last row samples the last file with mitigating gradients. Writes a contact sheet into --output.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def frechet(a, b):
 
 
 def features(network, latents, no_caption):
-    """Of one clip, (2 * channels,): the middle block's output at a low noise level, without a caption."""
+    """Return those of one clip, (2 * channels,): the middle block's output at a low noise level, without a caption."""
     frames = len(latents)
     text, times = no_caption.expand(frames, -1, -1), torch.full((frames,), 100, device=latents.device)
     middle = network.observe(latents, times, text, Clip.of(frames), None, []).middle.mean((2, 3))
@@ -54,7 +54,7 @@ def features(network, latents, no_caption):
 
 
 def project(real, count):
-    """Centres features on those of the set and turns them into its principal directions, each of variance 1."""
+    """Return the map of features into principal directions of those of the set, centred, each of variance 1."""
     mean = real.mean(0)
     _, scales, directions = torch.linalg.svd(real - mean, full_matrices=False)
     spread = scales[:count] / (len(real) - 1) ** 0.5
@@ -62,7 +62,7 @@ def project(real, count):
 
 
 def spread(network, latents):
-    """Of the latents of one clip, at three noise levels."""
+    """Return that of one clip's latents, the mean over three noise levels."""
     frames, noise, ratios = len(latents), torch.randn_like(latents), []
     for time in (100, 500, 900):
         noisy = ddim().add_noise(latents, noise, torch.full((frames,), time))
@@ -72,7 +72,7 @@ def spread(network, latents):
 
 
 def real_clips(base, options):
-    """Captions and latents of clips of the set."""
+    """Yield captions and latents of clips of the set."""
     for source in find_clips(options.videos)[: options.samples]:
         frames = fit(decode(source, options.fps, frames=options.frames).frames, options.size)
         yield source.caption, encode_frames(base.vae.to(DEVICE), to_network(frames).to(DEVICE))

@@ -1,4 +1,4 @@
-"""Mitigating gradients of several strengths, with the limit and without: what is left of motion and of jitter.
+"""Sample with mitigating gradients of several strengths, with the limit and without: motion and jitter that is left.
 
     python benchmarks/mg_sweep.py --base toy.safetensors --motion guitar.safetensors --caption "a man with a guitar"
 
@@ -32,7 +32,7 @@ CASES |= {f"alpha {alpha}, no limit": Mitigation(alpha, math.inf) for alpha in (
 
 
 def sample(model, text, noise, how, early, late, steps):
-    """Latents of one clip, (frames, 4, height, width); `text` is the caption and none, (2, tokens, width)."""
+    """Return a clip, (frames, 4, height, width); `text` is the prompt and the empty one, (2, tokens, width)."""
     scheduler, x, frames = ddim(), noise, len(noise)
     scheduler.set_timesteps(steps)
     sigmas = sigmas_of(scheduler.alphas_cumprod)

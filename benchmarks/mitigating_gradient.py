@@ -1,4 +1,4 @@
-"""What mitigating gradients cost at each step, beside the step of SD1.5's U-Net (random weights, both prompts).
+"""Time mitigating gradients at each step, beside the step of SD1.5's U-Net (random weights, both prompts).
 
     python benchmarks/mitigating_gradient.py [--frames 24] [--cells 64] [--rows 1] [--rounds 5]
 

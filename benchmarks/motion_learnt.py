@@ -1,8 +1,8 @@
-"""What motion files learnt: samples without and with them, from the same noise, beside the real clips.
+"""Show what motion files learnt: samples without and with them, from the same noise, beside the real clips.
 
     python benchmarks/motion_learnt.py --base toy.safetensors --videos ./clips --motions a.safetensors b.safetensors
 
-A file with a memory is sampled once more with its gates shut, gamma 0: what the memory adds to the same weights.
+A file with a recurrence is sampled once more with its gates shut (gamma 0): what that adds to the same weights.
 Prints a row for each: difference of neighbouring frames in latents and in grey levels, optical flow, and how much two
 frames eight apart differ for each difference of neighbours (independent frames: 1; motion that adds up: more).
 Writes a contact sheet and x-t slices into --output.
@@ -43,7 +43,7 @@ def numbers(samples: list[Sample]) -> list[float]:
 
 
 def with_shut_gates(motion: Path, folder: Path) -> list[Path]:
-    """The file, and where it has a memory a copy of it in `folder` whose gamma is 0 everywhere."""
+    """Return the file, and where it has a recurrence a copy of it in `folder` whose gamma is 0 everywhere."""
     info, tensors = read_motion_file(motion)
     if not info.config.recurrence:
         return [motion]

@@ -1,11 +1,11 @@
-"""The trainer's host against diffusers' UNetMotionModel on the same weights: the same video, and what it costs.
+"""Compare the trainer's host and diffusers' UNetMotionModel on the same weights: the clips, and what they cost.
 
     python benchmarks/motion_model.py [--width 320] [--frames 16 32 80] [--cells 16] [--rounds 3]
         [--checkpointing]
 
 Two tables: a forward, and a training step (forward and backward; gradients of the motion modules, of the image model
-alone those of its input). With --checkpointing layers are recomputed in it as each offers it: ours all of them,
-diffusers' all but the motion modules. SD1.5's layers with random weights; in one thread of a CPU, or on a GPU as the
+alone those of its input). With --checkpointing its gradient checkpointing is as each offers it: ours of all layers,
+diffusers' of all but the motion modules. SD1.5's layers with random weights; in one thread of a CPU, or on a GPU as the
 trainer computes there: the image model in bfloat16, the motion modules in float32, mixed by autocast.
 """
 
@@ -43,7 +43,7 @@ def random_inflation(config, structure):
 
 
 def in_diffusers(unet, inflation, frames):
-    """UNetMotionModel on the tensors of `unet`, not on copies."""
+    """Return a UNetMotionModel on the tensors of `unet`, not on copies."""
     info = MotionInfo(ANIMATEDIFF, structure_of(unet), frames=frames)
     config, tensors = to_motion_adapter(info, inflation.state_dict())
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def in_diffusers(unet, inflation, frames):
 
 
 def forward_of(model, frames, cells):
-    """A forward of one clip, called with no arguments, which returns `(frames, channels, height, width)`."""
+    """Return a forward of one clip, called with no arguments, which gives `(frames, channels, height, width)`."""
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(frames, 4, cells, cells, generator=generator).to(DEVICE).requires_grad_()
     text = torch.randn(1, 77, 768, generator=generator).repeat(frames, 1, 1).to(DEVICE)
@@ -65,13 +65,13 @@ def forward_of(model, frames, cells):
 
 
 def train(model, forward):
-    """A step without its optimiser."""
+    """Take a step without its optimiser."""
     model.zero_grad(set_to_none=True)
     forward().float().square().mean().backward()
 
 
 def trained(model, checkpointing):
-    """With gradients for the motion modules."""
+    """Have gradients computed for the motion modules."""
     if isinstance(model, UNetMotionModel):
         model.train().freeze_unet2d_params()
         model.enable_gradient_checkpointing() if checkpointing else None
@@ -96,7 +96,7 @@ def print_difference(theirs, ours, still, cells):
 
 
 def models_of(unet, theirs, frames):
-    """By name; those that are ours share the tensors of `unet`."""
+    """Return models by name; those that are ours share the tensors of `unet`."""
     structure = structure_of(unet)
     configs = {
         "AnimateDiff's blocks here": ANIMATEDIFF,
@@ -124,7 +124,7 @@ def main():
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 80])
     parser.add_argument("--cells", type=int, default=16, help="width and height of the latent, default 16")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     unet = random_unet(options.width)

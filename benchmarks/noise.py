@@ -1,4 +1,4 @@
-"""Drawing the noise of a long clip with each strategy, as a ratio to torch.randn of the same size.
+"""Time drawing the noise of a long clip with each strategy, as a ratio to torch.randn of the same size.
 
     python benchmarks/noise.py [--frames 320] [--cells 64] [--rounds 15]
 

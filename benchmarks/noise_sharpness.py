@@ -1,4 +1,4 @@
-"""Clips sampled from each kind of starting noise: how sharp their frames are, and how much these differ.
+"""Sample clips from each kind of starting noise: how sharp their frames are, and how much these differ.
 
     python benchmarks/noise_sharpness.py --base toy.safetensors --motion guitar.safetensors --caption "a man"
 
@@ -37,7 +37,7 @@ def name_of(kind):
 
 
 def sharpness(frames) -> float:
-    """Mean variance of the Laplacian of grey levels, the usual measure of focus."""
+    """Return the mean variance of the Laplacian of grey levels, the usual measure of focus."""
     return float(np.mean([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for f in frames]))
 
 

@@ -1,4 +1,4 @@
-"""Whether a periodic motion keeps its period over a long clip: one pass of a model, or windows of it.
+"""Measure whether a periodic motion keeps its period over a long clip: one pass of a model, or windows of it.
 
     python benchmarks/period.py --base toy.safetensors --motions one_pass.safetensors:0 short.safetensors:16 \
         --caption "a red circle on a blue background, going round in a circle"
@@ -27,7 +27,7 @@ from stillmotion.trainer.show.pictures import contact_sheet
 
 
 def on_windows(model, window, overlap):
-    """The model's prediction for a long clip, fused from those for its windows."""
+    """Return the model's prediction for a long clip, fused from those for its windows."""
 
     def predict(rows, timesteps, text, clip):
         windows = windows_of(clip.frames, window, overlap)
@@ -42,14 +42,14 @@ def on_windows(model, window, overlap):
 
 
 def autocorrelation(latents):
-    """Of a clip with itself, later by 0, 1, 2, … frames: 1 at 0; each lag over the frames that it leaves."""
+    """Return that of a clip with lags of 0, 1, 2, … frames: 1 at 0; each over the frames that it leaves."""
     z = (latents - latents.mean(0)).flatten(1).double()
     gram = z @ z.T
     return torch.stack([gram.diagonal(lag).mean() for lag in range(len(z) // 2 + 1)]) / gram.diagonal().mean()
 
 
 def period(latents, shortest=8):
-    """The lag of the highest autocorrelation from `shortest` on, between frames by a parabola, and its height."""
+    """Return the lag of the highest autocorrelation from `shortest` on (a parabola between frames) and its height."""
     curve = autocorrelation(latents)
     best = int(curve[shortest:-1].argmax()) + shortest
     before, top, after = curve[best - 1 : best + 2].tolist()

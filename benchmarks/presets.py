@@ -1,4 +1,4 @@
-"""The memory that `inflate` takes for a step with each file of trainer/presets, on the U-Net of Stable Diffusion 1.5.
+"""Estimate the VRAM that a step of `inflate` takes with each file of trainer/presets, on the U-Net of SD1.5.
 
     python benchmarks/presets.py                (a minute or two for each file)
     python benchmarks/presets.py 24gb           (one of them)
@@ -41,7 +41,7 @@ def options_of(file):
 
 
 def objective_of(options, device="cpu"):
-    """SD1.5 with its inflation, of tensors that were never written to and so take no memory on a CPU."""
+    """Return SD1.5 with its inflation, of tensors that were never written to and so take no memory on a CPU."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         config = inflation_config(options, options.frames, structure_of(unet))
@@ -74,7 +74,7 @@ def estimated(options):
 
 
 def measured(options):
-    """The most bytes that were allocated at once in two steps on the GPU."""
+    """Return the most bytes that were allocated at once in two steps on the GPU."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -114,7 +114,7 @@ def main():
 
 
 def card_of(file):
-    """GB in its name."""
+    """Return the GB in its name."""
     return int(re.search(r"(\d+)gb", file.name).group(1))
 
 

@@ -1,4 +1,4 @@
-"""The recurrence of the gated scan: a parallel scan against one frame after the other, forward and backward.
+"""Time the recurrence of the gated scan, in parallel against one frame after the other, forward and backward.
 
 python benchmarks/scan.py [--rounds 7]
 """

@@ -1,4 +1,4 @@
-"""How far seams between windows stand out, and how far fusing the windows brings them down.
+"""Measure how far seams between context windows stand out, and how far fusing the windows brings them down.
 
     python benchmarks/seams.py [--base base.safetensors --motion motion.safetensors] [--frames 64] [--seeds 3]
 
@@ -20,7 +20,7 @@ WAYS = [("flat", 0), ("flat", 2), ("trapezoid", 2), ("pyramid", 2), ("flat", 4),
 
 
 def frames_at_seams(windows):
-    """The first of each pair of neighbouring frames of which not both are in the same windows alone."""
+    """Return the first of each pair of neighbouring frames of which not both are in the same windows alone."""
     return [frame for a, b in pairwise(windows) for frame in range(b.start - 1, a.stop)]
 
 
@@ -29,7 +29,7 @@ def seam_ratio(differences, windows):
 
 
 def toy(name, overlap, window=16):
-    """Six windows of a slow motion, every second one 1 brighter: squared differences of neighbouring frames."""
+    """Fuse six windows of a slow motion, every second one 1 brighter: squared differences of neighbouring frames."""
     frames = window + 5 * (window - overlap)
     windows = windows_of(frames, window, overlap)
     motion = 0.005 * torch.arange(frames, dtype=torch.float64)
@@ -47,7 +47,7 @@ def print_toy():
 
 
 def load(base, motion):
-    """MODEL with the motion, CLIP and VAE."""
+    """Return MODEL with the motion, CLIP and VAE."""
     import comfy.sd
     from stillmotion.nodes.attach import attach
     from stillmotion.nodes.motion import load_motion
@@ -59,7 +59,7 @@ def load(base, motion):
 
 
 def sampled(model, clip, vae, options, seed):
-    """Pixels of a clip."""
+    """Sample a clip; returns its pixels."""
     import comfy.sample
 
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (options.caption, ""))

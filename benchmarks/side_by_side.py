@@ -1,4 +1,4 @@
-"""Times several ways to the same end side by side, and their peak memory.
+"""Time several ways to the same end side by side, and their peak memory.
 
 All ways run in each round, and the order is reversed from round to round, so that a change of the machine's speed meets
 all of them. Ratios are taken within a round.
@@ -18,7 +18,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Costs:
-    """What each way took, by its name."""
+    """Seconds and peak memory of each way, by its name."""
 
     rounds: list[dict[str, float]]  # seconds
     memory: dict[str, float]  # MiB

@@ -1,4 +1,4 @@
-"""Temporal Windows: memory and time of clips of growing length, through ComfyUI's own sampler.
+"""Time Temporal Windows on clips of growing length, through ComfyUI's own sampler, and their peak memory.
 
     python benchmarks/windows.py [--frames 16 80 320] [--window 16] [--overlap 4] [--cells 32]
 
