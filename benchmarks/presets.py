@@ -23,13 +23,14 @@ from side_by_side import DEVICE
 from stillmotion.networks.inflation import Inflation
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Batch, Plan
-from stillmotion.trainer.commands.inflate import objective
 from stillmotion.trainer.config import read_options
+from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import InflateOptions
 from stillmotion.trainer.run.architecture import inflation_config
 from stillmotion.trainer.run.estimate import GIB, estimate_memory
 from stillmotion.trainer.run.loop import start_training, update
 from stillmotion.trainer.run.optimiser import Schedule
+from stillmotion.trainer.run.terms import terms_of
 from torch import nn
 
 PRESETS = Path(__file__).resolve().parents[1] / "trainer" / "presets"
@@ -49,7 +50,7 @@ def objective_of(options, device="cpu"):
     nn.Module.to(unet, torch.bfloat16)  # diffusers' own warns
     network = InflatedUNet(unet, inflation, checkpointing=options.checkpointing).to_empty(device=device)
     plan = Plan(options.seed, options.frames, cells_of(options))
-    return objective(options, network, plan)
+    return Objective(network, plan, terms_of(options, network, plan))
 
 
 def cells_of(options):
@@ -69,7 +70,7 @@ def in_mixed_precision(model):
 def estimated(options):
     sizes = (options.batch_size, options.frames), cells_of(options)
     model = in_mixed_precision(objective_of(options))
-    state = {"average": options.ema is not None, "eight_bit": options.eight_bit}
+    state = {"ema": options.ema is not None, "eight_bit": options.eight_bit}
     return estimate_memory(model, *sizes, **state, accumulation=options.accumulation)
 
 
@@ -82,7 +83,7 @@ def measured(options):
     model = objective_of(options, DEVICE)
     randomise(model.network)
     model.inflation.requires_grad_(True)
-    state = {"average": options.ema, "eight_bit": options.eight_bit}
+    state = {"ema": options.ema, "eight_bit": options.eight_bit}
     training = start_training(accelerator, model, Schedule(2, 1e-6), batch_size=options.batch_size, **state)
     for step in (1, 2):
         update(training, lambda *_: random_batch(options), step)
