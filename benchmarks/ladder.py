@@ -18,10 +18,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from mg_sweep import jitter, sample
+from mg_sweep import jitter
 from side_by_side import DEVICE
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.inflation import Attached, before_unet
+from stillmotion.networks.motion_file import read_motion_info
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.samplers.mitigating_gradient import Mitigation
 from stillmotion.trainer.base.host import InflatedUNet
@@ -31,10 +32,8 @@ from stillmotion.trainer.clips.find import decode, find_clips, fit
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.previews import decode_clip
-from stillmotion.trainer.run.sample import ddim, starting_noise
+from stillmotion.trainer.run.sample import OFF, Sampling, ddim, sample_clip, starting_noise
 from stillmotion.trainer.show.pictures import contact_sheet
-
-OFF = Mitigation(alpha=0)
 
 
 def frechet(a, b):
@@ -61,11 +60,11 @@ def project(real, count):
     return lambda x: (x - mean) @ directions[:count].T / spread
 
 
-def spread(network, latents):
+def spread(network, latents, schedule):
     """Return that of one clip's latents, the mean over three noise levels."""
     frames, noise, ratios = len(latents), torch.randn_like(latents), []
     for time in (100, 500, 900):
-        noisy = ddim().add_noise(latents, noise, torch.full((frames,), time))
+        noisy = ddim(schedule).add_noise(latents, noise, torch.full((frames,), time))
         mapped = before_unet(noisy, [Attached(network.inflation)], Clip.of(frames))
         ratios.append((mapped.std() / noisy.std()).item())
     return sum(ratios) / len(ratios)
@@ -110,13 +109,14 @@ def main():
     sheet = [("of the set", decode_clip(base.vae, real[0]))]
     cells = options.size[0] // 8, options.size[1] // 8
     for name, path, how in rungs:
-        model, clips = load_motion(base, path), []
+        model, schedule, clips = load_motion(base, path), read_motion_info(path).schedule, []
+        sampling = Sampling(options.steps, options.guidance, mitigation=how, schedule=schedule)
         for seed, caption in enumerate(captions):
             text, noise = encode_captions(base, [caption, ""]), starting_noise(seed, options.frames, cells).to(DEVICE)
-            clips.append(sample(model, text, noise, how, options.guidance, options.guidance, options.steps))
+            clips.append(sample_clip(model, *text, noise, sampling, progress=False))
         found = torch.stack([features(judge, clip, no_caption) for clip in clips])
         distance = frechet(to_principal(found), to_principal(real_features))
-        mapped = spread(model, real[0])
+        mapped = spread(model, real[0], schedule)
         print(row(SimpleNamespace(name=name, distance=distance, clips=clips, spread=mapped)), flush=True)
         sheet += [(f"{name}\n{captions[i]}", decode_clip(base.vae, clips[i])) for i in (0, 1)]
     contact_sheet(sheet, options.output / "sheet.png")

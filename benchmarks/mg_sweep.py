@@ -15,37 +15,19 @@ import math
 from pathlib import Path
 
 import torch
-from stillmotion.networks.clip import Clip
+from stillmotion.networks.motion_file import read_motion_info
 from stillmotion.samplers.factors import mean_frame_difference
-from stillmotion.samplers.mitigating_gradient import Mitigation, mitigate_latents
-from stillmotion.samplers.schedules import cfg_at, sigma_at, sigmas_of
+from stillmotion.samplers.mitigating_gradient import Mitigation
 from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.previews import decode_clip
-from stillmotion.trainer.run.sample import ddim, guided, starting_noise
+from stillmotion.trainer.run.sample import Sampling, sample_clip, starting_noise
 from stillmotion.trainer.show.pictures import contact_sheet, motion_amount
 
 CASES = {"off": Mitigation(alpha=0)}
 CASES |= {f"alpha {alpha}": Mitigation(alpha) for alpha in (20, 40, 150)}
 CASES |= {f"alpha {alpha}, no limit": Mitigation(alpha, math.inf) for alpha in (20, 40, 150)}
-
-
-def sample(model, text, noise, how, early, late, steps):
-    """Return a clip, (frames, 4, height, width); `text` is the prompt and the empty one, (2, tokens, width)."""
-    scheduler, x, frames = ddim(), noise, len(noise)
-    scheduler.set_timesteps(steps)
-    sigmas = sigmas_of(scheduler.alphas_cumprod)
-    switch = sigma_at(0.3, sigmas)
-    for timestep in scheduler.timesteps:
-        sigma, rows = sigmas[timestep].item(), x.repeat(2, 1, 1, 1)
-        times = timestep.to(x.device).expand(2 * frames)
-        predicted = model(rows, times, text.repeat_interleave(frames, dim=0), Clip.of(frames))
-        predicted = guided(predicted, frames, cfg_at(sigma, early, late, switch))
-        in_k_space = x * math.sqrt(1 + sigma**2)
-        denoised = mitigate_latents(in_k_space - sigma * predicted, sigma, how)
-        x = scheduler.step((in_k_space - denoised) / sigma, timestep, x).prev_sample
-    return x
 
 
 def jitter(clip):
@@ -63,19 +45,21 @@ def main():
     parser.add_argument("--frames", type=int, default=16, help="default 16")
     parser.add_argument("--seeds", type=int, default=4, help="clips of each, default 4")
     parser.add_argument("--steps", type=int, default=25, help="default 25")
-    parser.add_argument("--early", type=float, default=12.0, help="guidance in the first three tenths, default 12")
-    parser.add_argument("--late", type=float, default=7.5, help="guidance after these, default 7.5")
+    parser.add_argument("--early", type=float, default=12.0, help="CFG scale in the first 30 %% of the schedule, default 12")
+    parser.add_argument("--late", type=float, default=7.5, help="CFG scale after it, default 7.5")
     parser.add_argument("--output", type=Path, default=Path("runs/mg_sweep"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     base = load_base(options.base)
     model, text = load_motion(base, options.motion), encode_captions(base, [options.caption, ""])
+    schedule = read_motion_info(options.motion).schedule if options.motion else "scaled_linear"
     cells = options.size[0] // 8, options.size[1] // 8
     sheet = []
     print(f"{'':20}  difference  jitter  flow %  spread")
     for name, how in CASES.items():
         noises = [starting_noise(seed, options.frames, cells) for seed in range(options.seeds)]
-        clips = [sample(model, text, noise, how, options.early, options.late, options.steps) for noise in noises]
+        sampling = Sampling(options.steps, options.late, options.early, how, schedule)
+        clips = [sample_clip(model, *text, noise, sampling, progress=False) for noise in noises]
         frames = [decode_clip(base.vae, clip) for clip in clips]
         flow = sum(motion_amount(f).flow for f in frames) / len(frames)
         difference, rough, spread = (

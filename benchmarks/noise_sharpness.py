@@ -20,7 +20,7 @@ from stillmotion.samplers.noise import draw_noise
 from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.previews import decode_clip
-from stillmotion.trainer.run.sample import sample_clip
+from stillmotion.trainer.run.sample import Sampling, sample_clip
 from stillmotion.trainer.show.pictures import contact_sheet, motion_amount
 
 KINDS = [
@@ -60,13 +60,13 @@ def main():
     shape = info.frames, 4, info.height // 8, info.width // 8
 
     print(f"{'':28} noise variance  sharpness / iid  latent difference  grey difference")
+    how = Sampling(options.steps, options.guidance, schedule=info.schedule)
     rows, of_iid = [], None
     for strategy, share, printed in KINDS:
         numbers = []
         for seed in range(options.seeds):
             noise = draw_noise(shape, torch.Generator().manual_seed(seed), strategy, share, printed=printed)
-            settings = {"steps": options.steps, "guidance": options.guidance}
-            latents = sample_clip(model, *captions, noise.to(device), **settings)
+            latents = sample_clip(model, *captions, noise.to(device), how)
             frames = decode_clip(base.vae, latents)
             moved = mean_frame_difference(latents), motion_amount(frames).difference
             numbers.append([noise[-1].var().item(), sharpness(frames), *moved])

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from side_by_side import DEVICE
 from stillmotion.networks.clip import Clip
+from stillmotion.networks.motion_file import read_motion_info
 from stillmotion.samplers.factors import mean_frame_difference, x_t_slice
 from stillmotion.samplers.windows import flat, fuse, windows_of
 from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.previews import decode_clip
-from stillmotion.trainer.run.sample import sample_clip, starting_noise
+from stillmotion.trainer.run.sample import Sampling, sample_clip, starting_noise
 from stillmotion.trainer.show.pictures import contact_sheet
 
 
@@ -84,10 +85,11 @@ def main():
         path, _, window = given.rpartition(":")
         model = load_motion(base, Path(path))
         model = on_windows(model, int(window), options.overlap) if int(window) else model
+        how = Sampling(options.steps, options.guidance, schedule=read_motion_info(Path(path)).schedule)
         name, found = f"{Path(path).stem}, {f'windows of {window}' if int(window) else 'one pass'}", []
         for seed in range(options.seeds):
             noise = starting_noise(seed, options.frames, (options.size[0] // 8, options.size[1] // 8)).to(DEVICE)
-            clip = sample_clip(model, text, no_caption, noise, steps=options.steps, guidance=options.guidance)
+            clip = sample_clip(model, text, no_caption, noise, how)
             starts = range(0, options.frames - options.part + 1, options.part // 4)
             found += [(*period(clip[s : s + options.part]), mean_frame_difference(clip)) for s in starts]
         periods, heights, differences = (np.array(column) for column in zip(*found))
