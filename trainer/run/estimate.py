@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 from ..base.host import InflatedUNet
 from ..clips.batches import Batch
 from ..losses.objective import Objective
+from .optimiser import in_eight_bits
 
 GIB = 2**30
 
@@ -81,7 +82,8 @@ def estimate_memory(
     parameters = list(objective.parameters())
     trained = sum(bytes_of(p) for p in parameters if p.requires_grad)
     frozen = sum(bytes_of(t) for t in [*parameters, *objective.buffers()] if not t.requires_grad)
-    moments = trained // 2 if eight_bit else 2 * trained  # two numbers a weight, in 1 byte or 4
+    coarse = [p for name, p in objective.named_parameters() if p.requires_grad and in_eight_bits(name, p)]
+    moments = 2 * trained - (sum(3 * bytes_of(p) // 2 for p in coarse) if eight_bit else 0)  # two, in 1 byte or 4
     update = 0 if eight_bit else trained  # on a GPU, AdamW takes the roots of all second moments at once
     accumulating = accumulation > 1
     peak = measure_activations(objective, rows, cells, accumulating)

@@ -17,7 +17,18 @@ GAMMA_FACTOR = 10.0
 
 EPS = 1e-15
 """AdamW's own 1e-8 is as large as the gradients of frame-wise tokens (1e-10) and of the recurrence (7e-10 and more)
-that it is added to: these parts would stand still. bitsandbytes' 8-bit AdamW computes its update in float32 as well."""
+that it is added to: these parts would stand still."""
+
+EIGHT_BIT_EPS = 1e-8
+"""For moments in 8 bits, bitsandbytes' own. Its CUDA kernel (`kOptimizerStatic8bit2StateBlockwise`) rounds the small
+second moments of a block of 256 to 0, but no negative first moment: eps alone holds their ratio. With 1e-15 a gradient
+that is 0 now and then, as in fp16, or far below others of its block makes steps of thousands of learning rates."""
+
+FAINT = {"tokens", "recurrence"}
+"""Parts that need the small eps: their moments stay in 32 bits."""
+
+SMALLEST_IN_EIGHT_BITS = 4096
+"""Numbers of a tensor; bitsandbytes leaves smaller ones in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +59,53 @@ class Schedule:
 def make_optimizer(model: nn.Module, eight_bit: bool = False) -> Optimizer:
     """Make AdamW with (0.9, 0.999), weight decay 0.01 and EPS; `set_learning_rate` gives it its rate at every step.
 
+    Args:
+        eight_bit: moments in 8 bits where `in_eight_bits` allows it, with EIGHT_BIT_EPS.
+
     Raises:
         ValueError: `eight_bit` was asked for and bitsandbytes is not installed.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    gates = [parameter for name, parameter in named if is_gate(name)]
-    others = [parameter for name, parameter in named if not is_gate(name)]
-    groups = [{"params": others, "factor": 1.0}, {"params": gates, "factor": GAMMA_FACTOR}]
     kind = eight_bit_adamw() if eight_bit else AdamW
-    return kind([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), eps=EPS, weight_decay=1e-2)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = is_gate(name), eight_bit and in_eight_bits(name, parameter)
+            groups.setdefault(key, []).append(parameter)
+    described = [
+        {
+            "params": parameters,
+            "factor": GAMMA_FACTOR if gates else 1.0,
+            "bits": 8 if coarse else 32,
+            "eps": EIGHT_BIT_EPS if coarse else EPS,
+        }
+        for (gates, coarse), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    return kind(described, lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2)
 
 
 def is_gate(name: str) -> bool:
     return name.rpartition(".")[2] in ("gamma", "theta")
 
 
+def in_eight_bits(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether 8-bit AdamW keeps the moments of a parameter in 8 bits."""
+    return parameter.numel() >= SMALLEST_IN_EIGHT_BITS and FAINT.isdisjoint(name.split("."))
+
+
 def eight_bit_adamw() -> type[Optimizer]:
+    """Return bitsandbytes' AdamW, whose moments have as many bits as their group says."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise ValueError(
             "--eight-bit needs bitsandbytes: pip install bitsandbytes, or leave --eight-bit out."
         ) from None
-    return AdamW8bit
+
+    class MixedAdamW(AdamW8bit):
+        def get_config(self, gindex, pindex, group):
+            return super().get_config(gindex, pindex, group) | {"optim_bits": group["bits"]}
+
+    return MixedAdamW
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

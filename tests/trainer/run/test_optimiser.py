@@ -2,28 +2,39 @@
 
 import pytest
 import torch
-from stillmotion.trainer.run.optimiser import EPS, Schedule, is_gate, make_ema, make_optimizer, set_learning_rate
+from stillmotion.trainer.run.optimiser import (
+    EIGHT_BIT_EPS,
+    EPS,
+    Schedule,
+    in_eight_bits,
+    is_gate,
+    make_ema,
+    make_optimizer,
+    set_learning_rate,
+)
 from torch import nn
 
 STEPS, RATE = 20, 1e-3
 
 
-def moved(gradient, eight_bit=False):
+def moved(gradient, eight_bit=False, part="tokens"):
     """How far AdamW takes a weight in so many steps of one gradient, of the learning rates of these steps."""
-    layer = nn.Linear(64, 64, bias=False)  # bitsandbytes keeps smaller tensors in 32 bits
-    nn.init.zeros_(layer.weight)
-    optimizer = make_optimizer(layer, eight_bit)
+    model = nn.ModuleDict({part: nn.Linear(64, 64, bias=False)})  # bitsandbytes keeps smaller tensors in 32 bits
+    weight = model[part].weight
+    nn.init.zeros_(weight)
+    optimizer = make_optimizer(model, eight_bit)
     set_learning_rate(optimizer, RATE)
     for _ in range(STEPS):
-        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        weight.grad = torch.full_like(weight, gradient)
         optimizer.step()
-    return -layer.weight.mean().item() / (STEPS * RATE)
+    return -weight.mean().item() / (STEPS * RATE)
 
 
 @pytest.mark.parametrize("gradient", [1e-3, 1e-8, 1e-10, 7e-10])
-def test_a_small_gradient_moves_a_weight_as_far_as_a_large_one(gradient):
+@pytest.mark.parametrize("part", ["attention", "tokens"])
+def test_a_small_gradient_moves_a_weight_as_far_as_a_large_one(gradient, part):
     """Frame-wise tokens have gradients of 1e-10: with AdamW's own eps of 1e-8 they would go a hundredth of the way."""
-    assert moved(gradient) == pytest.approx(1, rel=1e-2)
+    assert moved(gradient, part=part) == pytest.approx(1, rel=1e-2)
 
 
 def test_every_group_has_that_eps_and_what_was_measured_with_it():
@@ -35,10 +46,57 @@ def test_every_group_has_that_eps_and_what_was_measured_with_it():
     assert is_gate("text.attn2.tokens.theta") and is_gate("mix.gamma") and not is_gate("proj_out.weight")
 
 
-def test_eight_bit_adamw_takes_that_eps():
+def test_eight_bits_are_for_large_tensors_of_parts_whose_gradients_are_not_faint():
+    large, small = nn.Parameter(torch.zeros(64, 64)), nn.Parameter(torch.zeros(64, 63))
+    assert in_eight_bits("input_blocks.1.1.temporal.attention.weight", large)
+    assert not in_eight_bits("input_blocks.1.1.temporal.attention.weight", small)
+    for name in (
+        "network.inflation.text.tokens.first.weight",
+        "input_blocks.1.1.blocks.0.attn1.recurrence.to_h.weight",
+    ):
+        assert not in_eight_bits(name, large)
+
+
+def test_eight_bit_adamw_moves_faint_parts_as_far_and_keeps_its_own_eps_for_what_is_in_8_bits():
     pytest.importorskip("bitsandbytes")
-    optimizer = make_optimizer(nn.Linear(64, 64), eight_bit=True)
-    assert {group["eps"] for group in optimizer.param_groups} == {EPS}
+    assert moved(1e-10, eight_bit=True) == pytest.approx(1, rel=1e-2)
+    assert moved(1e-3, eight_bit=True, part="attention") == pytest.approx(1, rel=1e-2)
+    assert moved(1e-10, eight_bit=True, part="attention") == pytest.approx(0.01, rel=2e-2)  # 1e-10 / (1e-10 + 1e-8)
+    model = nn.ModuleDict({name: nn.Linear(64, 64) for name in ("tokens", "attention")})
+    optimizer = make_optimizer(model, eight_bit=True)
+    sum(p.sum() for p in model.parameters()).backward()
+    optimizer.step()
+    types = {name: optimizer.state[p]["state1"].dtype for name, p in model.named_parameters()}
+    assert [name for name, dtype in types.items() if dtype == torch.uint8] == ["attention.weight"]
+    assert {(group["bits"], group["eps"]) for group in optimizer.param_groups} == {(8, EIGHT_BIT_EPS), (32, EPS)}
+
+
+def rounded(moments, codes):
+    """Moments of one block as 8 bits hold them: the nearest code of the largest one's share, its sign kept."""
+    share, codes = moments / moments.abs().max(), codes.contiguous()
+    places = torch.searchsorted((codes[1:] + codes[:-1]) / 2, share)
+    lost = torch.signbit(codes[places]) != torch.signbit(share)
+    return codes[places - 1 * (lost & (share <= 0)) + 1 * (lost & (share > 0))] * moments.abs().max()
+
+
+def largest_step(eps):
+    """Of AdamW as bitsandbytes' CUDA kernel does it, in learning rates; half of the gradients are 0 at each step."""
+    maps = pytest.importorskip("bitsandbytes.functional")
+    signed, unsigned = maps.create_dynamic_map(signed=True), maps.create_dynamic_map(signed=False)
+    torch.manual_seed(0)
+    scales = torch.logspace(-6, -3, 256)
+    first, second, largest = torch.zeros(256), torch.zeros(256), 0.0
+    for step in range(1, STEPS + 1):
+        gradient = torch.randn(256) * scales * (torch.rand(256) < 0.5)
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        largest = max(largest, (unbiased[0] / (unbiased[1].sqrt() + eps)).abs().max().item())
+        first, second = rounded(first, signed), rounded(second, unsigned)
+    return largest
+
+
+def test_moments_in_8_bits_need_an_eps_that_holds_what_their_rounding_loses():
+    assert largest_step(EIGHT_BIT_EPS) < 100 < 1e6 < largest_step(EPS)
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_line_to_its_final_one():
