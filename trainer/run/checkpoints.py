@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...networks.atomic import remove_unfinished, replacing, write_durably
 from ..base.division import gather, load, load_optimizer
+from ..config import flag_of
 from .loop import Training
 
 FORMAT = 3
@@ -60,7 +61,7 @@ def restore(training: Training, state: dict) -> None:
 
 
 def save_state(folder: Path, state: dict) -> Path:
-    """Write the state of a step into the run's folder and reads it back before it gets its name.
+    """Write the state of a step into the run's folder and read it back before it gets its name.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; older saves are untouched.
@@ -129,16 +130,26 @@ def keep_latest(folder: Path, patterns: tuple[str, ...], keep: int) -> None:
 def check_same_facts(path: Path, saved: dict, now: dict, defaults: dict) -> None:
     """Raise ValueError, with the option's flag, where a run would be resumed with another value that matters.
 
-    What a save does not know, or this program does not any more, counts as its default in `defaults`, or as None: a new
-    option leaves older saves as good as they were, as long as nobody sets it.
+    What a save does not know yet counts as its default, so that a new option leaves older saves as good as they were
+    while nobody sets it. What only the save knows matters no more where it still is an option; an option that is gone
+    may have changed the run, unless it was off.
+
+    Args:
+        defaults: of all options, whether they matter or not.
     """
-    for name in [*saved, *(now.keys() - saved.keys())]:
-        before, after = (facts.get(name, defaults.get(name)) for facts in (saved, now))
-        if before != after:
-            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+    for name, value in now.items():
+        before = saved.get(name, defaults.get(name))
+        if value != before:
+            flag = FLAGS.get(name, flag_of(name))
             raise ValueError(
-                f"{flag} is {shown(after)}, but {path} was made with {shown(before)}: resume with the same, or start"
+                f"{flag} is {shown(value)}, but {path} was made with {shown(before)}: resume with the same, or start"
                 " anew in another --output."
+            )
+    for name in sorted(saved.keys() - now.keys() - defaults.keys()):
+        if saved[name] is not None and saved[name] is not False:
+            raise ValueError(
+                f"{path} was made with {flag_of(name)} {saved[name]}, which there is no more: resume with the version"
+                " that wrote it, or start anew in another --output."
             )
 
 

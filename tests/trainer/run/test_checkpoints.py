@@ -178,11 +178,17 @@ def test_resuming_with_another_value_names_the_option():
 
 def test_a_save_of_before_an_option_was_there_can_be_resumed_with_its_default():
     check_same_facts(Path("a.pt"), {"steps": 5}, {"steps": 5, "new_option": 0.5}, {"new_option": 0.5})
-    check_same_facts(Path("a.pt"), {"steps": 5, "gone": None}, {"steps": 5}, {"new_option": 0.5})
+    check_same_facts(Path("a.pt"), {"steps": 5, "gone": None, "off": False}, {"steps": 5}, {"new_option": 0.5})
     with pytest.raises(ValueError, match=r"--new-option is 0\.7, but a\.pt was made with 0\.5"):
         check_same_facts(Path("a.pt"), {}, {"new_option": 0.7}, {"new_option": 0.5})
-    with pytest.raises(ValueError, match=r"--gone is none, but a\.pt was made with 3"):
-        check_same_facts(Path("a.pt"), {"gone": 3}, {}, {})
+
+
+def test_an_option_that_a_save_alone_knows_is_refused_where_it_is_gone_and_passed_over_where_it_is_free():
+    check_same_facts(Path("a.pt"), {"steps": 5, "keep": 7}, {"steps": 5}, {"keep": 3})
+    with pytest.raises(ValueError, match=r"a\.pt was made with --gone-for-good 3, which there is no more"):
+        check_same_facts(Path("a.pt"), {"gone_for_good": 3}, {}, {"keep": 3})
+    with pytest.raises(ValueError, match="--videos is b"):
+        check_same_facts(Path("a.pt"), {}, {"videos": "b"}, {"keep": 3})
 
 
 @pytest.mark.parametrize("average", [None, 0.9])
