@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ...networks.atomic import write_bytes
+from ...networks.atomic import remove_unfinished, write_bytes
 from ...networks.sites import Structure, structure_from_diffusers, structure_from_ldm
 from .ldm_names import TEXT, UNET, VAE, inverse, layer_names, rename, tiny_autoencoder_names, under, with_prefix
 
@@ -61,6 +62,7 @@ def write_checkpoint(
     tensors |= with_prefix(TEXT, text_encoder_to_ldm(text_encoder))
     tensors |= with_prefix(VAE, tiny_autoencoder_to_ldm(vae))
     kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    remove_unfinished(path.parent, glob.escape(path.name))
     write_bytes(path, save(kept, dict(metadata)))
 
 

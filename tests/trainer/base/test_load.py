@@ -94,6 +94,7 @@ def test_a_base_is_frozen_and_has_the_type_asked_for(checkpoint):
 def test_a_failed_write_keeps_the_file_that_was_there(parts, tmp_path, monkeypatch):
     path = tmp_path / "old.safetensors"
     path.write_bytes(b"old")
+    (tmp_path / ".old.safetensors.17.tmp").touch()  # a process was killed while it wrote
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="The disk is full"):
         write_checkpoint(path, *parts, {})
