@@ -12,7 +12,7 @@ TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
 
 NoiseSchedule = Literal["scaled_linear", "linear"]
-"""Of betas, in diffusers' names: linear in their square root, or in themselves."""
+"""Schedules of betas, in diffusers' names: linear in their square root, or in themselves."""
 
 PURE_NOISE = 1e-6
 """Least signal that a ratio is formed with: where a flow begins there is none at all."""
@@ -32,17 +32,17 @@ def alphas_cumprod(schedule: NoiseSchedule = "scaled_linear") -> Tensor:
 
 
 def sigmas_of(alphas_cumprod: Tensor) -> Tensor:
-    """Noise over signal of every timestep: σ_t = √((1 - ᾱ_t) / ᾱ_t)."""
+    """Return noise over signal of every timestep: σ_t = √((1 - ᾱ_t) / ᾱ_t)."""
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
 
 def flow_to_sigma(time: float, noise_scale: float = 1.0) -> float:
-    """Noise over signal at a time of a rectified flow, whose samples are (1 - s) x + s ε: σ = s / (1 - s)."""
+    """Return noise over signal at a time of a rectified flow, whose samples are (1 - s) x + s ε: σ = s / (1 - s)."""
     return noise_scale * time / max(1 - time, PURE_NOISE)
 
 
 def sigma_at(percent: float, sigmas: Tensor) -> float:
-    """Noise level where a share of a discrete schedule has passed, between timesteps on a line in log σ.
+    """Return the noise level where a share of a discrete schedule has passed, between timesteps on a line in log σ.
 
     Args:
         percent: from 0, before its noisy end, to 1, after its clean one.
@@ -58,17 +58,17 @@ def sigma_at(percent: float, sigmas: Tensor) -> float:
 
 
 def is_within(sigma: float, start: float, end: float) -> bool:
-    """Whether a noise level lies in a range that is given as on the way down, both ends included."""
+    """Tell whether a noise level lies in a range that is given as on the way down, both ends included."""
     return end <= sigma <= start
 
 
 def cfg_at(sigma: float, early: float, late: float, switch: float) -> float:
-    """Scale of classifier-free guidance: `early` while there is more noise than at `switch`, then `late`."""
+    """Return the CFG scale: `early` while there is more noise than at `switch`, then `late`."""
     return early if sigma > switch else late
 
 
 def comfyui_edit(steps: int, strength: float) -> tuple[int, float]:
-    """ComfyUI's steps and denoise that run what diffusers runs with `steps` and `strength`.
+    """Return ComfyUI's steps and denoise that run what diffusers runs with `steps` and `strength`.
 
     diffusers runs the last int(steps * strength) of a schedule of `steps`; ComfyUI runs `steps`, the last ones of a
     schedule of int(steps / denoise).
@@ -80,7 +80,7 @@ def comfyui_edit(steps: int, strength: float) -> tuple[int, float]:
 
 
 def diffusers_edit(steps: int, denoise: float) -> tuple[int, float]:
-    """diffusers' steps and strength that run what ComfyUI runs with `steps` and `denoise`."""
+    """Return diffusers' steps and strength that run what ComfyUI runs with `steps` and `denoise`."""
     if denoise <= 0:
         return steps, 0.0
     total = steps if denoise > 0.9999 else int(steps / denoise)

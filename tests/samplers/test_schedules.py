@@ -2,10 +2,13 @@
 
 import math
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
 from stillmotion.samplers.schedules import (
+    NoiseSchedule,
+    alphas_cumprod,
     cfg_at,
     comfyui_edit,
     diffusers_edit,
@@ -16,7 +19,7 @@ from stillmotion.samplers.schedules import (
 )
 
 BETAS = {
-    "scaled linear": [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * t / 999) ** 2 for t in range(1000)],
+    "scaled_linear": [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * t / 999) ** 2 for t in range(1000)],
     "linear": [0.00085 + (0.012 - 0.00085) * t / 999 for t in range(1000)],
 }
 
@@ -25,9 +28,19 @@ def schedule(name):
     return sigmas_of(torch.cumprod(1 - torch.tensor(BETAS[name], dtype=torch.float64), dim=0))
 
 
+@pytest.mark.parametrize("name", get_args(NoiseSchedule))
+def test_the_signal_that_is_left_is_the_product_of_what_each_step_leaves(name):
+    left, product_of_all = 1.0, []
+    for beta in BETAS[name]:
+        left *= 1 - beta
+        product_of_all.append(left)
+    torch.testing.assert_close(alphas_cumprod(name).double(), torch.tensor(product_of_all).double(), rtol=2e-5, atol=0)
+    assert alphas_cumprod(name).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("name", "least", "switch", "most"),
-    [("scaled linear", 0.0292, 3.321, 14.615), ("linear", 0.0292, 5.204, 25.146)],
+    [("scaled_linear", 0.0292, 3.321, 14.615), ("linear", 0.0292, 5.204, 25.146)],
 )
 def test_noise_levels_of_the_two_schedules(name, least, switch, most):
     sigmas = schedule(name)

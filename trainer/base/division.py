@@ -1,4 +1,4 @@
-"""What trains, sharded among processes by FSDP version 2, and gathered for files. Without FSDP all of it is whole."""
+"""Shards of the trained weights on each process by FSDP version 2, gathered for files. Without FSDP all are whole."""
 
 from __future__ import annotations
 

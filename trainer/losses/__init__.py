@@ -1,1 +1,1 @@
-"""What a training step minimises."""
+"""The losses that a training step minimises."""

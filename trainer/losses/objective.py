@@ -1,5 +1,5 @@
-"""What a step minimises: the denoising loss and any number of further terms, in one module around the network, whose
-forward is the loss of a batch, so that several processes compute it as one."""
+"""The objective: the denoising loss and any number of further terms, in one module around the network, whose forward is
+the loss of a batch, so that several processes compute it as one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .denoising import noisy_rows, simple_loss
 
 @dataclass(frozen=True)
 class Seen:
-    """What a term sees of a batch.
+    """A batch as a term sees it.
 
     `prediction`, `middle`: the U-Net's, and the output of its middle block. `penalties`: what the term's own `penalty`
     made of the self-attentions on the way up, in order. `observe`: runs the batch again, with other strengths.
@@ -84,6 +84,7 @@ class Objective(nn.Module):
     def __init__(self, network: InflatedUNet, plan: Plan, terms: Sequence[Term] = ()):
         super().__init__()
         self.network, self.plan, self.terms = network, plan, tuple(terms)
+        assert len({term.name for term in terms}) == len(terms), "terms are told apart by their names"
         self.modules_of_terms = nn.ModuleDict({t.name: t.function for t in terms if isinstance(t.function, nn.Module)})
 
     def forward(self, batch: Batch, step: int) -> Losses:

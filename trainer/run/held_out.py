@@ -17,7 +17,7 @@ LEVELS = 4
 
 
 def split_held_out(clips: Sequence[TrainingClip], count: int) -> tuple[list[TrainingClip], list[TrainingClip]]:
-    """Clips to train on and clips to measure on, the latter spread evenly over all.
+    """Split into clips to train on and clips to measure on, the latter spread evenly over all.
 
     Raises:
         ValueError: none would be left to train on.
@@ -31,7 +31,7 @@ def split_held_out(clips: Sequence[TrainingClip], count: int) -> tuple[list[Trai
 
 
 def fixed_batches(plan: Plan, clips: Sequence[TrainingClip]) -> Iterator[Batch]:
-    """Each clip at every level, always with the same window, noise and timestep, and with its caption."""
+    """Yield each clip at every level, always with the same window, noise and timestep, and with its caption."""
     for number, clip in enumerate(clips):
         random = generator_for(plan.seed, "held out", number)
         latents = training_window(clip.latents, plan.frames, plan.cells, random)
@@ -42,7 +42,7 @@ def fixed_batches(plan: Plan, clips: Sequence[TrainingClip]) -> Iterator[Batch]:
 
 @torch.no_grad()
 def fixed_noise_loss(training: Training, clips: Sequence[TrainingClip]) -> float:
-    """The mean loss over clips and levels."""
+    """Return the mean loss over clips and levels."""
     accelerator, predict = training.accelerator, training.objective.predict
     losses = []
     with accelerator.autocast():

@@ -1,4 +1,4 @@
-"""How the weights move: AdamW, its learning-rate schedule, and the EMA of the weights."""
+"""AdamW, its learning-rate schedule, and the EMA of the weights."""
 
 from __future__ import annotations
 

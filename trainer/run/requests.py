@@ -1,4 +1,4 @@
-"""What the user asks of a running training: Ctrl-C, a SIGTERM, or a file called `save` or `save_quit` in its folder."""
+"""Requests to a running training: Ctrl-C, a SIGTERM, or a file called `save` or `save_quit` in its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILES = {"save": SAVE, "save_quit": STOP}
 
 
 class Requests:
-    """Turns the first Ctrl-C into a wish that the loop answers after its step; a second one interrupts at once.
+    """Wishes that the loop answers after its step: files, and the first Ctrl-C; a second one interrupts at once.
 
     Used as a context manager; outside of the main thread, which alone may handle signals, only files count.
     """
@@ -42,12 +42,12 @@ class Requests:
             signal.signal(*self._before.popitem())
 
     def pending(self) -> int:
-        """NOTHING, SAVE or STOP."""
+        """Return NOTHING, SAVE or STOP."""
         found = [wish for name, wish in FILES.items() if (self.folder / name).exists()]
         return max([STOP if self.interrupted else NOTHING, *found])
 
     def done(self, wish: int) -> None:
-        """Takes away the files that were answered; every process may try."""
+        """Take away the files that were answered; every process may try."""
         for name, asked in FILES.items():
             if asked <= wish:
                 (self.folder / name).unlink(missing_ok=True)

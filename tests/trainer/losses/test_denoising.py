@@ -1,8 +1,11 @@
 """What a timestep counts in the loss."""
 
+from typing import get_args
+
 import torch
-from stillmotion.samplers.schedules import alphas_cumprod
+from stillmotion.samplers.schedules import NoiseSchedule, alphas_cumprod
 from stillmotion.trainer.losses.denoising import velocity_weight
+from stillmotion.trainer.options import InflateOptions
 
 
 def test_the_velocity_weight_makes_the_error_of_the_noise_that_of_v_up_to_its_limit():
@@ -20,3 +23,8 @@ def test_the_noisiest_steps_count_twenty_times_and_no_more():
     weights = velocity_weight(torch.arange(1000))
     assert weights.max() == 20 and (weights == 20).sum() == (alphas_cumprod() <= 1 / 20).sum() > 100
     assert weights[0] < 1.001 and (weights.diff() >= 0).all()
+
+
+def test_the_schedules_that_an_option_offers_are_those_there_are():
+    """Spelled out there, because options are read before torch is loaded."""
+    assert get_args(InflateOptions.model_fields["schedule"].annotation) == get_args(NoiseSchedule)
