@@ -45,7 +45,9 @@ def main():
     parser.add_argument("--frames", type=int, default=16, help="default 16")
     parser.add_argument("--seeds", type=int, default=4, help="clips of each, default 4")
     parser.add_argument("--steps", type=int, default=25, help="default 25")
-    parser.add_argument("--early", type=float, default=12.0, help="CFG scale in the first 30 %% of the schedule, default 12")
+    parser.add_argument(
+        "--early", type=float, default=12.0, help="CFG scale in the first 30 %% of the schedule, default 12"
+    )
     parser.add_argument("--late", type=float, default=7.5, help="CFG scale after it, default 7.5")
     parser.add_argument("--output", type=Path, default=Path("runs/mg_sweep"))
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Training moves every tensor of every preset through the commands' own loop, and the report names what stands still."""
+"""Training moves every tensor of every preset through the commands' own loop, and the report names what stands
+still."""
 
 from functools import partial
 
