@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 
 import torch
@@ -25,6 +25,7 @@ def movements(tensors: Mapping[str, Tensor], start: Inflation, path: float) -> d
 
     AdamW moves every weight by up to its learning rate a step, whatever the scale of its gradient. So this measure is
     the same for tensors that start at zero and for those that do not; one that stands still has hardly any gradient.
+    Single numbers, the gates, are judged together with their like at all sites: one of them may go out and come back.
 
     Args:
         tensors: the inflation's after training.
@@ -32,8 +33,22 @@ def movements(tensors: Mapping[str, Tensor], start: Inflation, path: float) -> d
         path: sum of the learning rates of all steps, see `Schedule.path`.
     """
     before = start.state_dict()
-    ways = {name: path * (GAMMA_FACTOR if is_gate(name) else 1.0) for name in before}
-    return {name: rms(tensors[name].cpu().float() - before[name].float()) / ways[name] for name in before}
+    changes = {name: tensors[name].cpu().float() - tensor.float() for name, tensor in before.items()}
+    for alike in gates_alike(before).values():
+        changes |= dict.fromkeys(alike, torch.stack([changes[name] for name in alike]))
+    return {name: rms(changes[name]) / (path * (GAMMA_FACTOR if is_gate(name) else 1.0)) for name in before}
+
+
+def gates_alike(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group gates by what they are gates of, at whatever site."""
+    kinds: dict[str, list[str]] = {}
+    for name in filter(is_gate, names):
+        kinds.setdefault(gate_kind(name), []).append(name)
+    return kinds
+
+
+def gate_kind(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
 
 
 def rms(x: Tensor) -> float:
