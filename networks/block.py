@@ -1,4 +1,4 @@
-"""What a kind of temporal block says of itself, so that a new kind is one file and one entry in kinds.py."""
+"""The face of a kind of temporal block, so that a new kind is one file and one entry in kinds.py."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ class TemporalBlock(nn.Module):
     def channel_multiple(options: BlockOptions) -> int:
         """Return the number that the channels of the U-Net must be a multiple of."""
         return GROUPS
+
+    @classmethod
+    def name_with(cls, options: BlockOptions) -> str:
+        """Return what errors call the block where it is built with these options."""
+        return cls.kind
 
     @staticmethod
     def width_at(site: Site) -> int:

@@ -1,4 +1,4 @@
-"""Which parts an inflation has, and how they are built: what a motion file's description says of its tensors."""
+"""The config of an inflation, its parts and how they are built: a motion file's description of its tensors."""
 
 from __future__ import annotations
 
@@ -64,10 +64,11 @@ class Temporal:
             raise ValueError(f"kinds for {len(self.levels)} levels; this U-Net has {len(structure.levels)}")
         for number, level in enumerate(structure.levels):
             for kind in self.at_level(number):
-                unit = BLOCKS[kind].channel_multiple(self)
+                block = BLOCKS[kind]
+                name, unit = block.name_with(self), block.channel_multiple(self)
                 if level.width % unit:
                     raise ValueError(
-                        f"{kind} blocks need a multiple of {unit} channels; this U-Net has a level of {level.width}"
+                        f"{name} blocks need a multiple of {unit} channels; this U-Net has a level of {level.width}"
                     )
 
 
@@ -88,7 +89,7 @@ class Resampling:
 
     @property
     def factor(self) -> int:
-        """N: how many frames become one at the coarsest level."""
+        """Return N, how many frames become one at the coarsest level."""
         return 2 ** len(self.levels)
 
     def check(self, structure: Structure) -> None:
@@ -235,5 +236,5 @@ def _part_from_json(part: str, options: dict):
 
 
 def _as_tuples(value: object) -> object:
-    """JSON knows lists only."""
+    """Turn lists, the only ones that JSON knows, into tuples."""
     return tuple(map(_as_tuples, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value

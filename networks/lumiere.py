@@ -42,6 +42,10 @@ class ConvolutionInflation(TemporalBlock):
         return GROUPS * (2 if options.narrow else 1)
 
     @classmethod
+    def name_with(cls, options: BlockOptions) -> str:
+        return f"narrow {cls.kind}" if options.narrow else cls.kind
+
+    @classmethod
     def build(cls, site: Site, options: BlockOptions, ops=nn) -> ConvolutionInflation:
         return cls(site.width, site.width // 2 if options.narrow else site.width, ops)
 

@@ -47,18 +47,23 @@ class Site:
 
     @property
     def stage(self) -> str:
-        """ "input" on the way down, "middle", or "output" on the way up."""
-        return self.name.partition("_")[0]
+        """See `stage_of`."""
+        return stage_of(self.name)
 
     @property
     def blocks(self) -> list[str]:
-        """Names of its transformer blocks, `<name>.transformer_blocks.<k>`."""
+        """Return the names of its transformer blocks, `<name>.transformer_blocks.<k>`."""
         return [f"{self.name}.transformer_blocks.{k}" for k in range(self.depth)]
+
+
+def stage_of(site: str) -> str:
+    """Return where a site is: "input" on the way down, "middle", or "output" on the way up."""
+    return site.partition("_")[0]
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What distinguishes one Stable Diffusion U-Net from another.
+    """The layers of a Stable Diffusion U-Net, as far as one differs from another.
 
     `levels` run from the finest to the coarsest. `middle` is the transformer depth of the middle block, 0 for a lone
     ResBlock, None where there is no middle block. `context` is the width of the text embedding.
@@ -84,7 +89,7 @@ class Structure:
         return FAMILY_OF_CONTEXT.get(self.context, f"unknown ({self.context} wide text)")
 
     def sites(self) -> list[Site]:
-        """Every site, in the order of execution."""
+        """Return every site, in the order of execution."""
         first = Site("input_blocks.0.0", "conv_in", "conv_in", 0, self.levels[0].width)
         return [first, *self._down(), *self._middle(), *self._up()]
 
@@ -121,7 +126,7 @@ class Structure:
 
     @classmethod
     def from_json(cls, data: dict) -> Structure:
-        """The inverse of `to_json`. Raises KeyError or TypeError where `data` is none."""
+        """Invert `to_json`. Raise KeyError or TypeError where `data` is none."""
         levels = tuple(Level(level["width"], tuple(level["down"]), tuple(level["up"])) for level in data["levels"])
         return cls(levels, data["middle"], data["context"])
 

@@ -35,5 +35,5 @@ def upgraded_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def theta(gamma: Tensor) -> Tensor:
-    """Return log gamma², finite where gamma is 0."""
-    return 2 * gamma.abs().clamp(min=torch.finfo(gamma.dtype).tiny).log()
+    """Return log gamma² in float32, finite where gamma is 0; in a file's half precision it would be another weight."""
+    return 2 * gamma.float().abs().clamp(min=torch.finfo(torch.float32).tiny).log()

@@ -34,6 +34,7 @@ from ..networks.inflation import (
     resampled,
 )
 from ..networks.resampling import pool_rows
+from ..networks.sites import stage_of
 from ..networks.tokens import distinct_prompts
 
 
@@ -120,14 +121,14 @@ class Rate:
 
     @property
     def merged(self) -> int:
-        """How many frames of the input one frame is at this rate."""
+        """Return how many frames of the input one frame is at this rate."""
         return 2 ** len(self.finer)
 
 
 def resample(h: Tensor, rate: Rate, attached: Sequence[Attached], site: str) -> Tensor:
     """Halve the frames after a down-resize, double them after an up-resize."""
     before = rate.rows.clip
-    if site.startswith("input"):
+    if stage_of(site) == "input":
         rate.halve()
         return halve_frames(h, attached, site, before)
     rate.double()

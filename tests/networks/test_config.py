@@ -134,8 +134,8 @@ def test_levels_that_a_unet_has_not_are_refused(config, structure, message):
     [
         ("factorised", False, 32, True),
         ("factorised", True, 64, True),
-        ("factorised", True, 32, "^factorised blocks need a multiple of 64 channels; .* a level of 32$"),
-        ("factorised", True, 96, "factorised blocks need a multiple of 64 channels; .* a level of 96$"),
+        ("factorised", True, 32, "^narrow factorised blocks need a multiple of 64 channels; .* a level of 32$"),
+        ("factorised", True, 96, "narrow factorised blocks need a multiple of 64 channels; .* a level of 96$"),
         ("attention", False, 48, "^attention blocks need a multiple of 32 channels; this U-Net has a level of 48$"),
         ("convolution", True, 48, "convolution blocks need a multiple of 32 channels"),
         ("stacked", True, 48, True),
