@@ -122,7 +122,10 @@ def read_motion_info(path: Path, fits: Structure | None = None) -> MotionInfo:
     shapes, metadata = _read_header(Path(path))
     own = _own_metadata(path, metadata)
     if own["format_version"] == 1:
-        own, shapes = upgraded_description(own), {upgraded_name(name): shape for name, shape in shapes.items()}
+        own, given = upgraded_description(own), shapes
+        shapes = {upgraded_name(name): shape for name, shape in given.items()}
+        if len(shapes) < len(given):
+            raise MotionFileError(f"{path} holds a tensor under its name of format 1 and of format 2: train it again.")
     info = _read_info(path, own)
     if fits is not None:
         check_fits(path, info, fits)
