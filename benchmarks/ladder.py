@@ -37,7 +37,8 @@ from stillmotion.trainer.show.pictures import contact_sheet
 
 
 def frechet(a, b):
-    """|mu_a - mu_b|² + tr(A + B - 2 (A B)^(1/2)) of the Gaussians that features (samples, dimensions) suggest."""
+    """Return |mu_a - mu_b|² + tr(A + B - 2 (A B)^(1/2)) of the Gaussians that features (samples, dimensions)
+    suggest."""
     means = (a.mean(0) - b.mean(0)).square().sum()
     cov_a, cov_b = (torch.cov(x.T) for x in (a, b))
     root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()

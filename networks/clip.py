@@ -19,7 +19,7 @@ class Clip:
 
     @classmethod
     def of(cls, frames: int) -> Clip:
-        """A whole clip."""
+        """Return a whole clip."""
         return cls(tuple(range(frames)))
 
     @property
@@ -27,18 +27,18 @@ class Clip:
         return len(self.indices)
 
     def thinned(self) -> Clip:
-        """Frames 0, 2, 4, …: `ceil(frames / 2)` of them."""
+        """Return frames 0, 2, 4, …: `ceil(frames / 2)` of them."""
         return Clip(self.indices[::2])
 
 
 def thin_rows(rows: Tensor, frames: int) -> Tensor:
-    """Keeps rows 0, 2, 4, … of each clip: `(clips * frames, ...)` to `(clips * ceil(frames / 2), ...)`."""
+    """Keep rows 0, 2, 4, … of each clip: `(clips * frames, ...)` to `(clips * ceil(frames / 2), ...)`."""
     return rows.unflatten(0, (-1, frames))[:, ::2].flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a layer gets beside its activations: a row for each frame, at the frame rate that the layer runs at.
+    """The inputs of a layer beside its activations: a row for each frame, at the frame rate that the layer runs at.
 
     `emb` is the time embedding, `text` the prompt's (a list where each transformer block has one of its own), `tokens`
     what each inflation adds to the prompt, where it does.
@@ -50,7 +50,7 @@ class Rows:
     tokens: tuple[Tensor | None, ...] = ()
 
     def thinned(self) -> Rows:
-        """The rows of frames 0, 2, 4, … of each clip."""
+        """Return the rows of frames 0, 2, 4, … of each clip."""
 
         def thin(rows: Tensor | None) -> Tensor | None:
             return None if rows is None else thin_rows(rows, self.clip.frames)

@@ -171,7 +171,7 @@ def _check_choice(name: str, value: object, allowed: tuple) -> None:
 
 @dataclass(frozen=True)
 class InflationConfig:
-    """Which parts an inflation has; each is optional and independent of the others."""
+    """The parts of an inflation; each is optional and independent of the others."""
 
     temporal: Temporal | None = None
     frame_attention: CrossFrames | None = None

@@ -41,7 +41,7 @@ def normed(norm: nn.Module, x: Tensor, frames: int, scope: NormScope) -> Tensor:
 
 
 class FrameAttention(nn.Module):
-    """What self-attention over frames adds to tokens `(pixels, frames, channels)`: norm, attention, projection.
+    """Self-attention over frames: what is added to tokens `(pixels, frames, channels)`: norm, attention, projection.
 
     On its own it is the temporal attention of the few-shot papers (`attn_temp`), without positions and with its
     projection zeroed; with positions it is one of the two attentions in AnimateDiff's motion block.

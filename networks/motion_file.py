@@ -34,7 +34,7 @@ class MotionFileError(ValueError):
 
 @dataclass(frozen=True)
 class MotionInfo:
-    """What a motion file says of itself.
+    """The description in a motion file.
 
     `schedule` and `prediction` are those it was trained on, in diffusers' names. `frames`, `fps`, `width` and `height`
     (pixels) are those of its training clips. `captions` are the distinct training captions, `options` the resolved

@@ -13,12 +13,13 @@ FEWEST_FOR_ALL_LEVELS = 32
 
 
 def animatediff(structure: Structure, frames: int) -> InflationConfig:
-    """Attention over frames after every unit, as in AnimateDiff's first and third module."""
+    """Return attention over frames after every unit, as in AnimateDiff's first and third module."""
     return InflationConfig(temporal=Temporal())
 
 
 def lumiere(structure: Structure, frames: int) -> InflationConfig:
-    """Lumiere's space-time U-Net: convolutions, attention at the coarsest level, fewer frames at every resize."""
+    """Return Lumiere's space-time U-Net: convolutions, attention at the coarsest level, fewer frames at every
+    resize."""
     resizes = len(structure.levels) - 1
     kinds = (("factorised",),) * resizes + (("stacked",),)
     halved = range(0 if frames >= FEWEST_FOR_ALL_LEVELS or resizes == 1 else 1, resizes)
@@ -28,17 +29,18 @@ def lumiere(structure: Structure, frames: int) -> InflationConfig:
 
 
 def harivo(structure: Structure, frames: int) -> InflationConfig:
-    """AnimateDiff's blocks with a mapping network before the U-Net and tokens of each frame's own."""
+    """Return AnimateDiff's blocks with a mapping network before the U-Net and tokens of each frame's own."""
     return with_harivo(animatediff(structure, frames), frames)
 
 
 def lumiere_harivo(structure: Structure, frames: int) -> InflationConfig:
-    """A space-time U-Net with HARIVO's mapping network and tokens."""
+    """Return a space-time U-Net with HARIVO's mapping network and tokens."""
     return with_harivo(lumiere(structure, frames), frames)
 
 
 def higen(structure: Structure, frames: int) -> InflationConfig:
-    """HiGen's layers: a convolution over frames after every ResBlock, attention after every spatial transformer."""
+    """Return HiGen's layers: a convolution over frames after every ResBlock, attention after every spatial
+    transformer."""
     return InflationConfig(temporal=Temporal(levels=(("convolution", "transformer"),), middle=True))
 
 

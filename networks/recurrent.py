@@ -67,7 +67,7 @@ class MixGate(nn.Module):
 
 
 class GatedScan(nn.Module):
-    """The memory that each frame finds: a gated running mean of the frames before it.
+    """The memory that each frame finds: a gated mean over the frames before it.
 
     a_i = sigmoid(W_a z_i + b_a), u_i = (1 - a_i) * W_z z_i, h_i = a_i * h_{i-1} + u_i, m_i = tanh(W_o h_i + b_o),
     with z_i the frame before frame i. The gates see inputs only, so that all frames can be computed at once.
@@ -84,7 +84,7 @@ class GatedScan(nn.Module):
             nn.init.constant_(self.gate.bias, math.log(0.9 / 0.1))  # keeps 0.9 of the memory per frame at the start
 
     def forward(self, previous: Tensor) -> Tensor:
-        wide = torch.promote_types(previous.dtype, torch.float32)  # a running mean of many frames needs the digits
+        wide = torch.promote_types(previous.dtype, torch.float32)  # a mean over many frames needs the digits
         decay = torch.sigmoid(self.gate(previous).to(wide))
         memory = scan(decay, (1 - decay) * self.write(previous).to(wide))
         return torch.tanh(self.read(memory.to(previous.dtype)))
@@ -111,7 +111,7 @@ class PaperRNN(nn.Module):
 
 
 class RecurrentAttention(nn.Module):
-    """What the recurrence adds to a frozen self-attention: tanh(gamma) * (R_i - S_i), nothing on the first frame.
+    """The recurrence on a frozen self-attention: adds tanh(gamma) * (R_i - S_i), nothing on the first frame.
 
     S_i is the plain self-attention of frame i, R_i its attention to [X_1 ; m_i]: the first frame's tokens and the
     memory of frames 1 … i-1, through the frozen projections. gamma = 0 is the frozen model; a large gamma is the

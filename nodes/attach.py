@@ -26,7 +26,7 @@ log = logging.getLogger(KEY)
 
 
 def structure_of(model) -> Structure:
-    """Return the structure of a MODEL's U-Net. Raises ValueError where it has none of Stable Diffusion's shape."""
+    """Return the structure of a MODEL's U-Net. Raise ValueError where it has none of Stable Diffusion's shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.model.diffusion_model.state_dict().items()}
     if any(".time_stack." in name for name in shapes):
         raise ValueError("This model is a video model already (SVD); motion files are for image models.")

@@ -55,7 +55,7 @@ def sampled_on_windows(model, window: int, overlap: int, fuse: str):
 
 
 def frame_axis(shape) -> int:
-    """Return the axis of the frames in latents of this shape. Raises ValueError where there is none."""
+    """Return the axis of the frames in latents of this shape. Raise ValueError where there is none."""
     if len(shape) not in (4, 5):
         raise ValueError(
             "Temporal Windows need a latent of shape (frames, channels, height, width) or (clips, channels, frames,"

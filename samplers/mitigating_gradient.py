@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mitigation:
-    """How strongly, and how, neighbouring frames are pulled together.
+    """The strength and manner in which neighbouring frames are pulled together.
 
     Args:
         alpha: strength; the paper uses 40, and finds 150 too smooth. Negative: frames are pushed apart.
@@ -42,7 +42,7 @@ class Mitigation:
 
 
 def mitigate(clips: Tensor, sigma: float, how: Mitigation) -> Tensor:
-    """Predicted clean clips with neighbouring frames moved towards each other, each clip on its own.
+    """Return predicted clean clips with neighbouring frames moved towards each other, each clip on its own.
 
     x_{j+1} <- x_{j+1} - c_j D_j,   D_j = x_{j+1} - x_j,   c_j = 2 α σ² exp(-n_j²/S) / S,
     n_j = |D_j|,   S = median(n)² / log(F - 1)
@@ -73,7 +73,7 @@ def mitigate(clips: Tensor, sigma: float, how: Mitigation) -> Tensor:
 
 
 def pulls(norms: Tensor, strength: float, numbers: int) -> Tensor:
-    """c_j of each difference, (clips, frames - 1) as `norms`; 0 for clips that stand still.
+    """Return c_j of each difference, (clips, frames - 1) as `norms`; 0 for clips that stand still.
 
     Args:
         norms: of the differences between neighbouring frames, each of so many `numbers`.
@@ -86,7 +86,7 @@ def pulls(norms: Tensor, strength: float, numbers: int) -> Tensor:
 
 
 def mitigate_latents(latents: Tensor, sigma: float, how: Mitigation, frames: int | None = None) -> Tensor:
-    """`mitigate` on latents as samplers hold them.
+    """Return `mitigate` on latents as samplers hold them.
 
     Args:
         latents: (clips * frames, channels, height, width), or (clips, channels, frames, height, width).

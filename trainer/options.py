@@ -18,7 +18,7 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everythi
 
 
 class ClipOptions(Options):
-    """What the commands that read clips share."""
+    """Options of all commands that read clips."""
 
     group: ClassVar[str] = "data"
 
@@ -173,7 +173,7 @@ class RuntimeOptions(Options):
 
 
 class TrainOptions(RuntimeOptions, EvaluationOptions, MemoryOptions, OptimizationOptions, BaseOptions, ClipOptions):
-    """What the commands that train share."""
+    """Options of all commands that train."""
 
     group: ClassVar[str] = "model"
 
@@ -253,7 +253,7 @@ TemporalKind = Literal["attention", "convolution", "factorised", "transformer", 
 
 
 class InflationOptions(Options):
-    """What is added to the image model; `none` everywhere means: as the preset has it."""
+    """The architecture that is added to the image model; `none` means: as the preset has it."""
 
     group: ClassVar[str] = "model"
     renamed: ClassVar[dict[str, str]] = {"warm_start": "init"}

@@ -38,7 +38,7 @@ def is_animatediff(tensors: Tensors) -> bool:
 
 
 def version(info: MotionInfo) -> str:
-    """Which of the published modules a file is like: by its middle block and the length of its positions."""
+    """Name the published module that a file is like, by its middle block and the length of its positions."""
     if info.positions is None:
         return "AnimateLCM"
     if info.config.temporal and info.config.temporal.middle:
@@ -47,14 +47,14 @@ def version(info: MotionInfo) -> str:
 
 
 def remark(info: MotionInfo) -> str | None:
-    """What makes clips with a file other than AnimateDiff's own, None where nothing does."""
+    """Say what makes clips with a file other than AnimateDiff's own, None where nothing does."""
     if info.options.get("format") == "AnimateDiff v1":
         return "it was trained with the image model's own norms over whole clips; here they stay those of each frame"
     return None
 
 
 def from_animatediff(tensors: Tensors) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """A file's motion modules as an inflation. Raises ValueError where they are damaged or none of SD1.5.
+    """Return a file's motion modules as an inflation. Raise ValueError where they are damaged or none of SD1.5.
 
     AnimateLCM's were trained with positions although their files hold none: AnimateDiff-Evolved and diffusers compute
     them, and so do we.
@@ -64,6 +64,6 @@ def from_animatediff(tensors: Tensors) -> tuple[MotionInfo, dict[str, Tensor]]:
 
 
 def to_animatediff(info: MotionInfo, tensors: Tensors) -> dict[str, Tensor]:
-    """The inverse of `from_animatediff`. Raises ValueError where there is more than temporal blocks."""
+    """Return the inverse of `from_animatediff`. Raise ValueError where there is more than temporal blocks."""
     modules = to_modules(info, tensors, FORMAT)
     return modules | (tables(info, tensors, FORMAT) if info.positions else {})

@@ -29,7 +29,7 @@ ADAPTER_TENSORS, ADAPTER_CONFIG = "diffusion_pytorch_model.safetensors", "config
 
 
 def read_any_motion_file(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """What `read_motion_file` returns, of a safetensors file of any kind.
+    """Read as `read_motion_file` does, a safetensors file of any kind.
 
     Raises:
         FileNotFoundError, MotionFileError: each kind of damage or mismatch in its own sentence.
@@ -39,7 +39,7 @@ def read_any_motion_file(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
 
 
 def read_motion_adapter(folder: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """The adapter in a folder that diffusers wrote. Errors as in `read_any_motion_file`."""
+    """Return the adapter in a folder that diffusers wrote. Errors as in `read_any_motion_file`."""
     if not (folder / ADAPTER_CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is no MotionAdapter as diffusers saves one: it holds no {ADAPTER_CONFIG}.")
     try:
@@ -52,7 +52,7 @@ def read_motion_adapter(folder: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
 
 
 def explained(path: Path, tensors: Tensors, config: dict | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """`from_tensors`, whose errors name the file."""
+    """Return `from_tensors`, whose errors name the file."""
     check_numbers(path, {name: KINDS.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()})
     check_finite(path, tensors)
     try:
@@ -65,7 +65,7 @@ KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def from_tensors(tensors: Tensors, config: dict | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """The inflation that these tensors of a motion module are; the rest of a checkpoint is not looked at.
+    """Return the inflation that these tensors of a motion module are; the rest of a checkpoint is not looked at.
 
     Raises:
         ValueError: they are none of a known kind, or damaged.
@@ -80,7 +80,7 @@ def from_tensors(tensors: Tensors, config: dict | None = None) -> tuple[MotionIn
 
 
 def _check_whole(tensors: Tensors) -> None:
-    """Refuses modules that were trained together with something else: without it they make worse clips."""
+    """Refuse modules that were trained together with something else: without it they make worse clips."""
     for name, tensor in tensors.items():
         if "img_encoder." in name:
             raise ValueError("it holds an image encoder (AnimateLCM-I2V's); only text-to-video modules can be used")
@@ -89,7 +89,7 @@ def _check_whole(tensors: Tensors) -> None:
 
 
 def read_modules(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that say what motion modules it holds; of a file of ours, none."""
+    """Return the tensors of a safetensors file that say what motion modules it holds; of a file of ours, none."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no motion file {path}.")
     check_container(path)

@@ -26,7 +26,7 @@ MOST_POSITIONS = 64
 
 @dataclass(frozen=True)
 class Format:
-    """How a program names what lies in a motion module.
+    """A program's names for what lies in a motion module.
 
     `layers` are our names and theirs; of an attention theirs is the part before `.to_q`. `tables` are the positions
     that they store and we compute. `norm_scope` is what their GroupNorm takes its statistics of.
@@ -38,7 +38,7 @@ class Format:
     norm_scope: NormScope
 
     def names(self, ours: str) -> list[str]:
-        """Their names for one of our parameters, whose rows they divide evenly."""
+        """Return their names for one of our parameters, whose rows they divide evenly."""
         layer, _, kind = ours.rpartition(".")
         if layer.endswith(".qkv"):
             return [f"{self.layers[layer]}.to_{letter}.weight" for letter in "qkv"]
@@ -46,7 +46,8 @@ class Format:
 
 
 def module_tensors(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors of motion modules without what stands before their names; the rest of a checkpoint is left out."""
+    """Return the tensors of motion modules without what stands before their names; the rest of a checkpoint is left
+    out."""
     found = [(name, match) for name in tensors if (match := MODULE.search(name))]
     modules = {name[match.start() :]: tensors[name] for name, match in found}
     if len(modules) < len(found):
@@ -55,7 +56,7 @@ def module_tensors(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def from_modules(tensors: Tensors, form: Format, heads: int = 8) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """An inflation of nothing but temporal blocks, from what `module_tensors` returns.
+    """Return an inflation of nothing but temporal blocks, from what `module_tensors` returns.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape, or the positions are not what we compute.
@@ -72,7 +73,7 @@ def from_modules(tensors: Tensors, form: Format, heads: int = 8) -> tuple[Motion
 
 
 def to_modules(info: MotionInfo, tensors: Tensors, form: Format) -> dict[str, Tensor]:
-    """The inverse of `from_modules`, without tables of positions.
+    """Return the inverse of `from_modules`, without tables of positions.
 
     Raises:
         ValueError: the inflation holds what the format cannot say.
@@ -85,12 +86,12 @@ def to_modules(info: MotionInfo, tensors: Tensors, form: Format) -> dict[str, Te
 
 
 def length_of(info: MotionInfo) -> int:
-    """Of the table of positions, that is how many frames other programs can make with the file."""
+    """Return the length of the table of positions, that is how many frames other programs can make with the file."""
     return max(info.positions or MOST_POSITIONS, info.frames)
 
 
 def tables(info: MotionInfo, tensors: Tensors, form: Format) -> dict[str, Tensor]:
-    """The positions that a program wants in its files beside what `to_modules` returns."""
+    """Return the positions that a program wants in its files beside what `to_modules` returns."""
     made = {}
     for site, module in module_names(info).items():
         weight = tensors[f"{site}.attention.norm.weight"]
@@ -100,7 +101,7 @@ def tables(info: MotionInfo, tensors: Tensors, form: Format) -> dict[str, Tensor
 
 
 def sd15_like(widths: list[int], units: list[int]) -> Structure:
-    """A U-Net built as SD1.5 is, of levels that have this width and so many units on the way down.
+    """Return a U-Net built as SD1.5 is, of levels that have this width and so many units on the way down.
 
     Motion modules do not say what lies between them: there is one unit more on the way up, every unit has one
     transformer except at the coarsest level, the middle has one, and the text is 768 wide.
@@ -126,14 +127,14 @@ def _structure(tensors: Tensors, form: Format) -> Structure:
 
 
 def module_names(info: MotionInfo) -> dict[str, str]:
-    """Our site of each motion module and their path of it."""
+    """Return our site of each motion module and their path of it."""
     sites = [site for site in info.structure.sites() if site.ends_unit]
     kept = [site for site in sites if info.config.temporal.middle or site.stage != "middle"]
     return {site.name: re.sub("attentions|resnets", "motion_modules", site.diffusers) for site in kept}
 
 
 def _parts(info: MotionInfo, form: Format) -> dict[str, dict[str, torch.Size]]:
-    """Each of our parameters with what they call it, or its parts, and the shapes of these."""
+    """Return each of our parameters with what they call it, or its parts, and the shapes of these."""
     modules = module_names(info)
     with torch.device("meta"):
         inflation = Inflation(info.config, info.structure)
@@ -157,7 +158,7 @@ def _check(tensors: Tensors, parts: Mapping[str, Mapping[str, torch.Size]]) -> N
 
 
 def _length(tables: Tensors) -> int | None:
-    """Of the tables of positions of a file, after a check that they hold what we compute."""
+    """Return the length of the tables of positions of a file, after a check that they hold what we compute."""
     for name, table in tables.items():
         if table.ndim != 3 or not _same(table, frame_positions(*table.shape[1:], table.float())[None]):
             raise ValueError(

@@ -33,7 +33,7 @@ FORMAT = Format(
 
 
 def from_motion_adapter(tensors: Tensors, config: dict | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """An adapter as an inflation.
+    """Return an adapter as an inflation.
 
     Args:
         config: of its folder; where there is none, the number of heads is diffusers' default.
@@ -52,13 +52,13 @@ def from_motion_adapter(tensors: Tensors, config: dict | None = None) -> tuple[M
 
 
 def to_motion_adapter(info: MotionInfo, tensors: Tensors) -> tuple[dict, dict[str, Tensor]]:
-    """Configuration and tensors of an adapter. Raises ValueError where there is more than temporal blocks."""
+    """Return configuration and tensors of an adapter. Raise ValueError where there is more than temporal blocks."""
     modules = to_modules(info, tensors, FORMAT)
     return to_config(info), modules | tables(info, tensors, FORMAT)
 
 
 def to_config(info: MotionInfo) -> dict:
-    """What diffusers builds an adapter from."""
+    """Return what diffusers builds an adapter from."""
     levels, temporal = info.structure.levels, info.config.temporal
     units = [len(level.down) for level in levels]
     return {

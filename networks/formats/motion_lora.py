@@ -20,7 +20,7 @@ def is_motion_lora(modules: Tensors) -> bool:
 
 
 def merged(info: MotionInfo, tensors: Tensors, lora: Tensors, strength: float = 1.0) -> dict[str, Tensor]:
-    """The tensors of an inflation with `strength` times up · down of a motion LoRA added to its attentions.
+    """Return the tensors of an inflation with `strength` times up · down of a motion LoRA added to its attentions.
 
     Source: AnimateDiff (Guo et al. 2023, arXiv 2307.04725), section 4.3; its files have no alpha
     beside rank and strength.
@@ -50,7 +50,7 @@ def _added(weight: Tensor, letter: str, delta: Tensor, module: str) -> Tensor:
 
 
 def _pairs(lora: Tensors) -> dict[tuple[str, int, str], tuple[Tensor, Tensor]]:
-    """Down and up of every matrix that is changed, by module, attention and letter."""
+    """Return down and up of every matrix that is changed, by module, attention and letter."""
     found = {}
     for name, tensor in module_tensors(lora).items():
         key, side = _place(name)

@@ -36,7 +36,7 @@ Penalty = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class Observed(NamedTuple):
-    """Of one forward: the U-Net's prediction, the output of its middle block (h-space), and all penalties in order."""
+    """One forward: the U-Net's prediction, the output of its middle block (h-space), and all penalties in order."""
 
     prediction: Tensor
     middle: Tensor

@@ -34,7 +34,7 @@ class TrainingClip:
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides which numbers a step sees and how they count; `cells` is (width, height) in cells of 8 pixels."""
+    """The numbers that decide what a step sees and how it counts; `cells` is (width, height) in cells of 8 pixels."""
 
     seed: int
     frames: int

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Caption:
-    """What a caption file says about a clip; `clip` is its path in the folder, in a .txt file's case without suffix."""
+    """A clip's entry in a caption file; `clip` is its path in the folder, in a .txt file's case without suffix."""
 
     clip: str
     text: str

@@ -19,7 +19,7 @@ STILL = 0.05  # percent of the width from frame to frame, below which a clip doe
 
 @dataclass(frozen=True)
 class ClipReport:
-    """What is known of a clip; `problem` says why it cannot be used, `note` what else is worth knowing.
+    """All that is known of a clip; `problem` says why it cannot be used, `note` what else is worth knowing.
 
     `window` holds the first frames that training would see, uint8 (frames, height, width, 3), `count` says how many
     frames the clip has at the target fps.

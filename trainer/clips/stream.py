@@ -91,7 +91,7 @@ class ClipStream:
         while True:
             fruitless, epoch = not self.fruitful, self.epoch
             source = self.take()
-            if self.epoch > epoch and fruitless:
+            if self.epoch > epoch and fruitless:  # a whole epoch gave nothing: without this the loop might never end
                 self.check_set()
             if source.name in self.held_out:
                 continue

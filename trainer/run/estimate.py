@@ -46,7 +46,7 @@ class Memory:
 
     @property
     def parts(self) -> dict[str, int]:
-        """What is there when most is."""
+        """All that is there when most is, by name."""
         last = {"activations": self.activations} if self.activations > self.update else {"update": self.update}
         return {
             "frozen model": self.frozen,

@@ -20,7 +20,7 @@ from .sample import Sampling, sample_clip, starting_noise
 
 @dataclass(frozen=True)
 class Preview:
-    """What to sample: always the same noise, so that previews of different steps compare.
+    """The prompt of a preview; always the same noise, so that previews of different steps compare.
 
     `text`, `no_caption`: the embedded caption, and the embedded empty one, (tokens, width). `first`: latents of the
     first frame, (4, height, width), where training gives it clean; None where it is sampled.

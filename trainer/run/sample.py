@@ -44,7 +44,8 @@ def starting_noise(seed: int, frames: int, cells: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are sampled: DDIM `steps`, CFG, the noise `schedule` that the model was trained on, and `mitigation`.
+    """The settings of a sampler: DDIM `steps`, CFG, the noise `schedule` that the model was trained on, and
+    `mitigation`.
 
     `guidance`: CFG scale; 1 leaves out the network without caption. `guidance_early`: the one while more than 70 % of
     the schedule lie ahead, None: the same (HARIVO: 10 to 15, then 7.5). `mitigation`: how neighbouring frames are

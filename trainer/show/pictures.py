@@ -23,7 +23,7 @@ FLOW_SIDE = 256  # longer side, in pixels, at which motion is measured
 
 @dataclass(frozen=True)
 class Motion:
-    """How much a clip moves from frame to frame.
+    """The amount of motion from frame to frame of a clip.
 
     `flow` is the mean length of the optical flow, in percent of the frame's longer side; `difference` the mean
     absolute difference of grey levels, 0 to 255.

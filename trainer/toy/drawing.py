@@ -68,7 +68,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Scene(NamedTuple):
-    """What a caption says: which shape, in which colour, on which ground."""
+    """The content of a caption: a shape, its colour, the ground."""
 
     colour: str
     shape: str

@@ -26,7 +26,7 @@ PICTURE = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the U-Net is trained. `save_every`: steps between checkpoints on the way."""
+    """The training of the U-Net. `save_every`: steps between checkpoints on the way."""
 
     steps: int
     batch_size: int
