@@ -1,13 +1,15 @@
 """The workflow with and without mitigating gradients, from an empty queue to two videos, over HTTP."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import pytest
 import safetensors.torch
 import torch
-from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence
+from stillmotion.networks.config import CrossFrames, InflationConfig, Mapping, Queries, Recurrence, Temporal, Tokens
+from stillmotion.trainer.run.workflow import write_workflow
 from torchvision.transforms.functional import pil_to_tensor
 
 WORKFLOW = Path(__file__).resolve().parents[3] / "workflows/mg_guidance.json"
@@ -135,3 +137,18 @@ def test_values_out_of_range_are_refused_before_anything_runs(server, prompt, na
     inputs[name] = value
     result = server.run(only_latents(prompt, id))
     assert name in result.error and not result.ran
+
+
+def test_the_workflow_beside_a_harivo_file_samples_with_its_cfg_schedule_and_mitigation(server, motion, tmp_path):
+    config = InflationConfig(Temporal(), mapping=Mapping(), tokens=Tokens(FRAMES))
+    options = {"preview_steps": 4, "guidance": 7.5, "guidance_early": 12.0, "mitigation": 40.0}
+    info = replace(motion("models/stillmotion/harivo.safetensors", config), options=options, frames=FRAMES)
+    write_workflow(
+        tmp_path / "w.json", "toy.safetensors", "harivo.safetensors", replace(info, width=64, height=64), "a"
+    )
+    prompt = server.to_api(json.loads((tmp_path / "w.json").read_text(encoding="utf-8")))
+    sampler, inputs = sampler_of(prompt, 40.0)
+    assert (inputs["cfg_early"], inputs["cfg_late"], inputs["cfg_switch"], inputs["steps"]) == (12.0, 7.5, 0.3, 4)
+    calm = latents(server, prompt, sampler)
+    inputs["alpha"] = 0.0
+    assert roughness(calm) < roughness(latents(server, prompt, sampler))
