@@ -2,7 +2,7 @@
 
 A host runs the frozen U-Net and calls the functions below, in this order in every forward:
 
-1. `frame_tokens`, once, of the prompts; where frames are halved the host keeps the rows of the frames that stay.
+1. `frame_tokens`, once, of every row's prompt; where frames are halved the host keeps the rows of the frames that stay.
 2. `before_unet`, once, of the U-Net's input.
 3. For every layer in the order of execution, a transformer's blocks one by one:
    `after_self_attention` of each attn1, `after_cross_attention` of each attn2, `after_block` of each block;
@@ -30,7 +30,7 @@ from .mapping import pad_channels
 from .recurrent import Attention, Projections
 from .resampling import repeat_rows
 from .sites import Structure
-from .tokens import added_by_tokens, tokens_by_row
+from .tokens import added_by_tokens, distinct_prompts, tokens_by_row
 
 
 class Inflation(nn.Module):
@@ -219,10 +219,12 @@ def frame_tokens(
     """Return the tokens that each inflation has for each row of `text`, `(clips * frames, tokens, channels)`.
 
     Args:
-        prompts: which rows have the same prompt, a number for each, see `tokens.distinct_prompts`; None: each clip
-            has one.
+        prompts: which rows have the same prompt, a number for each; None: they are compared, which waits for the GPU
+            and needs tensors with data.
     """
     modules = [a.inflation.at(TEXT, "tokens") if a.temporal else None for a in attached]
+    if prompts is None and any(module is not None for module in modules):
+        prompts = distinct_prompts(text, clip.frames)
     return [None if module is None else tokens_by_row(module, text, clip.frames, prompts) for module in modules]
 
 

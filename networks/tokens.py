@@ -55,27 +55,32 @@ class FrameTokens(nn.Module):
         return y
 
 
-def tokens_by_row(generate: FrameTokens, text: Tensor, frames: int, prompts: Sequence[int] | None = None) -> Tensor:
+def tokens_by_row(generate: FrameTokens, text: Tensor, frames: int, prompts: Sequence[int]) -> Tensor:
     """Return each row's tokens `(clips * frames, count, channels)`: those of its frame, made from its own prompt.
 
     Args:
         text: a prompt for each row, `(clips * frames, tokens, channels)`.
-        prompts: which rows have the same prompt, a number for each; None: every clip has one.
+        prompts: which rows have the same prompt, a number for each; the generator runs once for every number.
     """
-    if prompts is None:
-        return generate(text[::frames], frames)
+    if list(prompts) == clip_prompts(len(text), frames):
+        return generate(text[::frames], frames)  # a view, of which products round as they always did
     first = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
     place = {prompt: k for k, prompt in enumerate(first)}
     made = generate(text[list(first.values())], frames)
     return made[[place[prompt] * frames + row % frames for row, prompt in enumerate(prompts)]]
 
 
-def distinct_prompts(text: Tensor, frames: int) -> list[int] | None:
-    """Number the prompts of rows `(clips * frames, tokens, channels)`, equal ones alike; None: each clip has one."""
+def distinct_prompts(text: Tensor, frames: int) -> list[int]:
+    """Number the prompts of rows `(clips * frames, tokens, channels)`, equal ones alike; see `clip_prompts` too."""
     clips = text.unflatten(0, (-1, frames))
     if torch.equal(clips, clips[:, :1].expand_as(clips)):
-        return None
+        return clip_prompts(len(text), frames)
     return torch.unique(text.flatten(1), dim=0, return_inverse=True)[1].tolist()
+
+
+def clip_prompts(rows: int, frames: int) -> list[int]:
+    """Number the prompts of rows where each clip has one, without a look at them."""
+    return [row // frames for row in range(rows)]
 
 
 NEUTRAL = 0.1

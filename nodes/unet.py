@@ -35,7 +35,6 @@ from ..networks.inflation import (
 )
 from ..networks.resampling import pool_rows
 from ..networks.sites import stage_of
-from ..networks.tokens import distinct_prompts
 
 
 @dataclass
@@ -273,8 +272,7 @@ def run_unet(
         "image_only_indicator": kwargs.get("image_only_indicator"),
     }
     text = context[0] if isinstance(context, list) else context
-    prompts = distinct_prompts(text, clip.frames) if any(a.inflation.config.tokens for a in attached) else None
-    tokens = tuple(frame_tokens(text, attached, clip, prompts))
+    tokens = tuple(frame_tokens(text, attached, clip))
     rate = Rate(Rows(clip, _embed_time(unet, x, timesteps, y, options), context, tokens))
     forward = Pass(unet, attached, rate, len(x), control, options, given, video)
 

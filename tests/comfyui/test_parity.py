@@ -70,8 +70,9 @@ def trained(config, structure):
     """As if it had been trained: nothing is zero any more."""
     inflation = Inflation(config, structure)
     for name, parameter in inflation.named_parameters():
-        deep = name.startswith("text.")  # six layers in a row, which would blow up what goes through, and its rounding
-        torch.nn.init.normal_(parameter, mean=float("gamma" in name), std=0.07 if deep else 0.1)
+        # six layers in a row, as wide as the text, which would blow up what goes through, and its rounding
+        std = 2 / structure.context**0.5 if name.startswith("text.") else 0.1
+        torch.nn.init.normal_(parameter, mean=float("gamma" in name), std=std)
     return inflation.requires_grad_(False)
 
 

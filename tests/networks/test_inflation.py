@@ -107,7 +107,7 @@ def test_a_new_inflation_adds_exactly_nothing(place):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
-    """Every part of every site, on its own; tokens alone start with hardly anything instead of nothing."""
+    """Every part of every site, on its own; tokens alone start with a tenth of their weight."""
     made, tried = Inflation(EVERY_KIND, SLIM).to(dtype), set()
     widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)} | {"sample": 4}
     for name, module in made.parts():

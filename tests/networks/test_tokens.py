@@ -10,7 +10,7 @@ from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Tokens
 from stillmotion.networks.inflation import Attached, Inflation, after_cross_attention, frame_tokens
 from stillmotion.networks.sites import Level, Structure
-from stillmotion.networks.tokens import FrameTokens, TokenWeight, added_by_tokens, distinct_prompts
+from stillmotion.networks.tokens import FrameTokens, TokenWeight, added_by_tokens, clip_prompts
 from torch import nn
 from torch.nn import functional as F
 
@@ -187,21 +187,22 @@ def test_with_a_prompt_for_each_frame_its_tokens_are_made_from_its_own(monkeypat
     prompts = torch.randn(3, 77, CONTEXT, dtype=torch.float64)
     text, asked = prompts[order], []
     monkeypatch.setattr(generate, "forward", lambda t, f: asked.append(len(t)) or FrameTokens.forward(generate, t, f))
-    (got,) = frame_tokens(text, [Attached(made)], clip, distinct_prompts(text, 4))
+    (got,) = frame_tokens(text, [Attached(made)], clip)
     assert asked == [3]
     for row, prompt in enumerate(order):
         alone = generator(generate, prompts[prompt][None])[0].unflatten(0, (4, 3))[row % 4]
         torch.testing.assert_close(got[row], alone)
-    (wrong,) = frame_tokens(text, [Attached(made)], clip)
-    assert not torch.allclose(got, wrong), "with the first frame's prompt for all of its clip"
+    (told,) = frame_tokens(text, [Attached(made)], clip, clip_prompts(8, 4))
+    assert asked == [3, 2] and not torch.allclose(got, told), "a host that says so has the first frame's for its clip"
 
 
-def test_a_clip_with_one_prompt_is_computed_as_a_whole(monkeypatch):
-    made, text = inflation(neutral=False), torch.randn(2, 1, 77, CONTEXT).double().expand(-1, 4, -1, -1).flatten(0, 1)
-    assert distinct_prompts(text, 4) is None
-    (once,) = frame_tokens(text, [Attached(made)], Clip.of(4))
-    (numbered,) = frame_tokens(text, [Attached(made)], Clip.of(4), [0, 0, 0, 0, 1, 1, 1, 1])
-    assert torch.equal(once, numbered)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_a_clip_with_one_prompt_the_tokens_are_the_generators_bit_for_bit(dtype):
+    made, text = inflation(neutral=False), torch.randn(2, 1, 77, CONTEXT).expand(-1, 4, -1, -1).flatten(0, 1).to(dtype)
+    generate = randomised(made.at("text", "tokens")).to(dtype)
+    for prompts in (None, clip_prompts(8, 4)):
+        (got,) = frame_tokens(text, [Attached(made)], Clip.of(4), prompts)
+        assert torch.equal(got, generate(text[::4], 4))
 
 
 def test_strengths_multiply_and_zero_is_the_plain_text_without_running_the_generator():

@@ -103,7 +103,7 @@ class InflatedUNet(nn.Module):
         Args:
             attached: the inflation with strengths of its own, or none.
             penalty: a loss of the queries and keys of each self-attention on the way up.
-            prompts: which rows of `text` are the same, see `frame_tokens`; None: each clip has one prompt.
+            prompts: which rows of `text` are the same, as in `frame_tokens`.
         """
         emb = self._embed_time(sample, timesteps, text, added)
         rows = Rows(clip, emb, text, tuple(frame_tokens(text, attached, clip, prompts)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...networks.clip import Clip
 from ...networks.inflation import Attached, Inflation
+from ...networks.tokens import clip_prompts
 from ..base.host import InflatedUNet, Observed, Penalty
 from ..clips.batches import Batch, Plan
 from .denoising import noisy_rows, simple_loss
@@ -107,7 +108,9 @@ class Objective(nn.Module):
 
         sample, clip = noisy_rows(batch, self.plan), Clip.of(batch.frames)
         penalty = penalties if watching else None
-        return self.network.observe(sample, batch.timesteps, batch.text, clip, None, [attached], penalty)
+        # said, not compared: the memory estimate runs on tensors without data
+        prompts = clip_prompts(len(batch.text), batch.frames)
+        return self.network.observe(sample, batch.timesteps, batch.text, clip, None, [attached], penalty, prompts)
 
     def _view(self, batch: Batch, seen: Observed, penalty: int | None) -> Seen:
         penalties = [] if penalty is None else [each[penalty] for each in seen.penalties]

@@ -155,7 +155,7 @@ def test_every_resampling_learns_from_the_first_step(unet):
 
 
 def test_on_the_topology_of_sd15_every_part_of_lumiere_and_harivo_starts_neutral():
-    """At narrow widths: every eighth frame is its image but for what tokens of a thousandth's weight change."""
+    """At narrow widths: every eighth frame is its image but for what tokens of a tenth's weight change."""
     unet = small_unet(widths=(32, 64, 64, 96), blocks=2)
     rows = given(17, size=(8, 8))
     expected = images(unet, *rows)
