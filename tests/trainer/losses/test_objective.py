@@ -19,6 +19,7 @@ from stillmotion.trainer.losses.contrastive import frame_pair
 from stillmotion.trainer.losses.denoising import noisy_rows
 from stillmotion.trainer.losses.objective import Losses, Objective, Term
 from stillmotion.trainer.options import FewShotOptions, InflateOptions
+from stillmotion.trainer.run.checkpoints import same
 from stillmotion.trainer.run.estimate import measure_activations
 from stillmotion.trainer.run.loop import start_training, update
 from stillmotion.trainer.run.optimiser import Schedule
@@ -276,6 +277,32 @@ def test_attention_maps_are_looked_at_where_a_term_asks_alone(model, monkeypatch
         assert asked == [None, None]
         harivo(model, trs=1)(batch_of(), 1)
         assert asked[2] is not None
+
+
+def test_each_term_is_given_what_its_own_look_at_the_attention_maps_found_at_its_own_steps(model):
+    seen = {}
+
+    def watcher(name, every):
+        def function(view):
+            seen[name] = [number.item() for number in view.penalties]
+            return view.prediction.new_zeros(())
+
+        return Term(name, 1.0, function, every, penalty=lambda q, k, frames: q.new_tensor(10.0 * every + frames))
+
+    terms = [watcher("first", 2), Term("none", 1.0, lambda view: view.prediction.mean()), watcher("second", 3)]
+    objective, frames = Objective(model, PLAN, terms), [COARSE, COARSE, FRAMES, FRAMES]
+    for step, expected in ((1, {}), (2, {"first": 20}), (3, {"second": 30}), (6, {"first": 20, "second": 30})):
+        seen.clear()
+        with torch.no_grad():
+            objective(batch_of(), step)
+        assert seen == {name: [base + count for count in frames] for name, base in expected.items()}
+
+
+def test_what_a_term_has_of_its_own_is_saved_and_restored_by_its_name(model):
+    saved, fresh = filled(harivo(model, **ALL)), harivo(model, replace(PLAN, seed=1), **ALL)
+    assert saved.state().keys() == {"contrastive"}
+    fresh.restore({**saved.state(), "another": {}})
+    assert same(fresh.state(), saved.state()) and len(contrastive_of(fresh).queue) == 40
 
 
 def test_options_without_losses_have_no_terms(model):
