@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.stream import ClipStream
-from stillmotion.trainer.commands import inflate
+from stillmotion.trainer.run import run as shared_path
+from stillmotion.trainer.run import training_set
 from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
 from stillmotion.trainer.run.processes import this_process
 from stillmotion.trainer.run.run import check_together
@@ -28,7 +29,7 @@ FOUR = "--batch-size 4"  # 16 frames a step of two processes fill the queue in t
 
 def noting_its_clips(arguments):
     """Runs the command without its estimate; each process writes the names of its clips beside the run's folder."""
-    inflate.report_estimate = lambda *_: None
+    shared_path.report_estimate = lambda *_: None
     following = ClipStream.__next__
 
     def noted(stream):
@@ -154,8 +155,8 @@ def largest_difference(a, b):
 def on_one_process(place, monkeypatch):
     def run(output, stream):
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-        monkeypatch.setattr(inflate, "report_estimate", lambda *_: None)
-        monkeypatch.setattr(inflate, "ClipStream", stream)
+        monkeypatch.setattr(shared_path, "report_estimate", lambda *_: None)
+        monkeypatch.setattr(training_set, "ClipStream", stream)
         AcceleratorState._reset_state(True)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as each of the two has
