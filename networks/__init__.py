@@ -1,1 +1,1 @@
-"""What is trained: torch modules and the file that holds them. Knows neither host."""
+"""The networks that are trained: torch modules and the file that holds them. They know neither host."""

@@ -1,4 +1,4 @@
-"""How the rows of a batch are the frames of clips, and what a layer gets for each of them."""
+"""The frames of clips as rows of a batch, and the inputs of a layer for each of them."""
 
 from __future__ import annotations
 

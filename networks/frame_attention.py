@@ -1,4 +1,4 @@
-"""Attention over the frames of a clip, each pixel for itself: what the papers' temporal blocks are made of."""
+"""Attention over the frames of a clip, each pixel for itself: the layers that the papers' temporal blocks share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ GROUPS = 32
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Zero weight and bias: a bias alone would already change the picture."""
+    """Zero weight and bias, for a bias alone would already change the picture.
+
+    Only the last of the layers in a row may start so: behind another zero, neither would ever get a gradient.
+    """
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

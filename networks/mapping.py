@@ -1,4 +1,4 @@
-"""HARIVO's mapping network: what turns noise of independent frames into input that makes a clip."""
+"""HARIVO's mapping network, which turns noise of independent frames into input that makes a clip."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ KINDS_OF_NUMBER = ("F32", "F16", "BF16")
 
 
 class MotionFileError(ValueError):
-    """The file cannot be used; the message says which file, why, and what to do."""
+    """A file that cannot be used; the message says which file, why, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much memory the parts of an inflation need beside the frozen U-Net, for hosts that plan their memory."""
+"""The peak VRAM of the parts of an inflation beside the frozen U-Net, for hosts that plan with such figures."""
 
 from __future__ import annotations
 

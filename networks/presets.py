@@ -1,4 +1,4 @@
-"""What the papers put together, as inflations for a U-Net of any number of levels."""
+"""The papers' combinations of parts, as inflations for a U-Net of any number of levels."""
 
 from __future__ import annotations
 

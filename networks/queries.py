@@ -1,4 +1,4 @@
-"""What a motion file adds to the query matrices of the frozen attentions: a LoRA, or a full matrix."""
+"""Additions to the query matrices of the frozen attentions: a LoRA, or a full matrix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .frame_attention import zero_init
 
 
 class QueryLora(nn.Module):
-    """W_Q + up · down, `down` `(rank, channels)` random, `up` `(channels, rank)` zero at the start.
+    """A LoRA, W_Q + up · down, with `down` `(rank, channels)` random, `up` `(channels, rank)` zero at the start.
 
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, with its scale alpha / rank fixed at 1.
     """
@@ -23,7 +23,7 @@ class QueryLora(nn.Module):
 
 
 class QueryMatrix(nn.Module):
-    """W_Q + diff, `(channels, channels)`, zero at the start: the papers' full training of the query projections."""
+    """A full matrix, W_Q + diff, zero at the start: the papers' training of the query projections."""
 
     def __init__(self, channels: int, ops=nn):
         super().__init__()

@@ -126,11 +126,11 @@ class RecurrentAttention(nn.Module):
         self.mix = MixGate()
 
     def forward(self, tokens: Tensor, plain: Tensor, project: Projections, attention: Attention, frames: int) -> Tensor:
-        """Args:
-        tokens: normalised input of the self-attention, `(clips * frames, pixels, channels)`.
-        plain: its output, after the output projection, same shape.
+        """Return what is to be added to `plain`.
 
-        Returns what is to be added to `plain`.
+        Args:
+            tokens: normalised input of the self-attention, `(clips * frames, pixels, channels)`.
+            plain: its output, after the output projection, same shape.
         """
         x, s = tokens.unflatten(0, (-1, frames)), plain.unflatten(0, (-1, frames))
         added = torch.zeros_like(s)

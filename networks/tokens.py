@@ -16,11 +16,11 @@ PROMPT = 77
 """Tokens of a prompt that CLIP reads at once."""
 
 MOST_LOGITS = 2**26
-"""So many numbers of attention at most are held at once."""
+"""The most numbers of attention that are held at once."""
 
 
 class FrameTokens(nn.Module):
-    """Makes `count` tokens for each of `frames` frames from a prompt of 77 tokens.
+    """A generator of `count` tokens for each of `frames` frames from a prompt of 77 tokens.
 
     A linear layer, a mixing of the 77 tokens into frames x count (the frame is the slower index), four linear layers,
     a SiLU after each and two after the first, as printed. For another number of frames what the mixing returns is
@@ -88,7 +88,7 @@ NEUTRAL = 0.1
 
 
 class TokenWeight(nn.Module):
-    """θ = log g: how much the tokens of a frame count in one cross-attention beside those of the prompt.
+    """θ = log g, the weight of a frame's tokens in one cross-attention beside those of the prompt.
 
     g = exp(θ) has a gradient wherever it is, as g = gamma² had not near 0. `neutral`: it starts at a tenth; else at 1,
     where tokens count like the prompt's, as in the paper.

@@ -44,7 +44,7 @@ class Observed(NamedTuple):
 
 
 def structure_of(unet: nn.Module) -> Structure:
-    """Return the structure. Raise ValueError where this is not a Stable Diffusion U-Net."""
+    """Return the structure of a U-Net. Raise ValueError where it is none of Stable Diffusion's."""
     return structure_from_diffusers({name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()})
 
 
@@ -75,15 +75,13 @@ class InflatedUNet(nn.Module):
     def forward(
         self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip, added: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Predict.
+        """Return the U-Net's prediction, shaped like `sample`.
 
         Args:
-        sample: noisy latents, `(clips * frames, 4, height / 8, width / 8)`, the frames of a clip adjacent.
-        timesteps: `(clips * frames,)`.
-        text: `(clips * frames, tokens, channels)`.
-        added: SDXL's `text_embeds` and `time_ids`, a row for each frame.
-
-        Returns the U-Net's prediction, shaped like `sample`.
+            sample: noisy latents, `(clips * frames, 4, height / 8, width / 8)`, the frames of a clip adjacent.
+            timesteps: `(clips * frames,)`.
+            text: `(clips * frames, tokens, channels)`.
+            added: SDXL's `text_embeds` and `time_ids`, a row for each frame.
         """
         return self.observe(sample, timesteps, text, clip, added, self._attached).prediction
 
@@ -98,7 +96,7 @@ class InflatedUNet(nn.Module):
         penalty: Penalty | None = None,
         prompts: Sequence[int] | None = None,
     ) -> Observed:
-        """Return what `forward` returns, and what losses are made of on the way.
+        """Return what `forward` does, and what losses are made of on the way.
 
         Args:
             attached: the inflation with strengths of its own, or none.
@@ -123,7 +121,7 @@ class InflatedUNet(nn.Module):
         return Observed(self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(h))), middle, penalties)
 
     def _recomputed(self, layer: Callable, *args):
-        """Return what a layer returns, which is computed again in the backward pass where that was asked for."""
+        """Run a layer, which is computed again in the backward pass where that was asked for."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
