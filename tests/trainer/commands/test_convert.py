@@ -191,7 +191,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, motion, animated
     torch.save({LORA.replace("to_k", "to_z") + ".down.weight": torch.zeros(1, 32)}, tmp_path / "a.ckpt")
     (tmp_path / "folder").mkdir()
     lines = {
-        "memory.safetensors cannot be written for animatediff: it holds memory;": (
+        "memory.safetensors cannot be written for animatediff: it holds recurrence;": (
             "--input", tmp_path / "memory.safetensors", "--to", "animatediff", "--output", out),
         "short.ckpt cannot be used: it lacks": ("--input", tmp_path / "short.ckpt", "--output", out),
         "image.ckpt cannot be used: it holds no motion modules": ("--input", tmp_path / "image.ckpt", "--output", out),
