@@ -19,7 +19,7 @@ GROUPS = 32
 def zero_init(layer: nn.Module) -> nn.Module:
     """Zero weight and bias, for a bias alone would already change the picture.
 
-    Only the last of the layers in a row may start so: behind another zero, neither would ever get a gradient.
+    Only the last of the layers in a row may start so: behind another zero, neither would get a gradient of its weight.
     """
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

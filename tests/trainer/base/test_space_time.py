@@ -188,8 +188,9 @@ PARTS = {
     "mapping": InflationConfig(mapping=Mapping()),
     "mapping over pixels": InflationConfig(mapping=Mapping(kernel=3)),
     "tokens": InflationConfig(tokens=Tokens(frames=5)),
-    "frames": InflationConfig(frame_attention=CrossFrames()),
-    "memory": InflationConfig(recurrence=Recurrence()),
+    "frame attention": InflationConfig(frame_attention=CrossFrames()),
+    "gated scan": InflationConfig(recurrence=Recurrence()),
+    "paper rnn": InflationConfig(recurrence=Recurrence("paper_rnn")),
     "everything": InflationConfig(
         Temporal(levels=(("convolution", "factorised"), ("transformer",), ("attention",), ("stacked",)), middle=True),
         *(CrossFrames(), Recurrence(), Queries(4), Resampling(LEVELS), Mapping(), Tokens(frames=5)),
@@ -197,6 +198,20 @@ PARTS = {
 }
 FOR_ITSELF = {"tokens"}
 """Parts that do not let frames see each other's samples."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_no_part_starts_at_a_dead_point(unet, name):
+    """Of a product exactly one factor may be zero: it moves at the first step, and what it multiplies at the second."""
+    frames = 9 if PARTS[name].resampling else 5  # so that there are several at every level
+    model = InflatedUNet(copy.deepcopy(unet), inflation(PARTS[name], unet))
+    rows, target = given(frames), torch.randn(frames, 1, 1, 1)
+    optimizer = torch.optim.SGD(model.inflation.parameters(), lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (model(*rows, Clip.of(frames)) * target).square().mean().backward()
+        optimizer.step()
+    assert not [name for name, p in model.inflation.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 @pytest.mark.parametrize("name", PARTS)
