@@ -187,5 +187,5 @@ def streamed_clips(session: Session, shards: Sequence[Shard], reports: list[Clip
         content=set_hash(shards),
         batches=batches,
         position=lambda: stream.position,
-        skip_to=stream.skip_to,
+        skip_to=lambda position: stream.skip_to(position),
     )
