@@ -33,6 +33,6 @@ def test_loading_the_nodes_takes_less_than_50_ms(pack, tmp_path, monkeypatch, re
             del sys.modules[name]
         return taken
 
-    fastest = min(seconds() for _ in range(4))
+    fastest = min(seconds() for _ in range(8))
     record_testsuite_property("seconds to load the nodes", fastest)
     assert fastest < BUDGET, f"loading the nodes takes {1000 * fastest:.0f} ms"
