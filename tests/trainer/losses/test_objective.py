@@ -271,7 +271,7 @@ def test_a_term_of_ones_own_is_added_by_its_weight_and_logged_by_its_name(model)
 def test_attention_maps_are_looked_at_where_a_term_asks_alone(model, monkeypatch):
     asked = []
     observe = InflatedUNet.observe
-    monkeypatch.setattr(InflatedUNet, "observe", lambda *given: asked.append(given[-1]) or observe(*given))
+    monkeypatch.setattr(InflatedUNet, "observe", lambda *given: asked.append(given[7]) or observe(*given))
     with torch.no_grad():
         harivo(model, regularisation=1, contrastive=1)(batch_of(), 1)
         assert asked == [None, None]
