@@ -120,9 +120,15 @@ def last_state(folder):
     return read_state(saved_states(folder / "saves")[-1])
 
 
+BEFORE_A_NORM = "over_pixels.bias", "over_frames.conv.bias", "output_blocks.3.1.factorised.out.bias"
+"""Biases that a GroupNorm behind them takes away: at 32 channels it has one a group. Their gradients are rounding and
+nothing else, of which AdamW makes whole steps."""
+
+
 def close(a, b):
-    """Within a tenth of a step: AdamW makes steps of the rounding of gradients that are nothing else."""
-    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-4, rtol=0) for name in a)
+    """Within a tenth of a step, where gradients are more than rounding."""
+    names = [name for name in a if not name.endswith(BEFORE_A_NORM)]
+    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-4, rtol=0) for name in names)
 
 
 def numbers(folder):
