@@ -6,10 +6,18 @@ import time
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
-BUDGET = 0.05  # seconds
 
 
-def test_loading_the_nodes_takes_less_than_50_ms(pack, tmp_path, monkeypatch, record_testsuite_property):
+def seconds_of_a_million_steps():
+    """The yardstick, about 50 ms where nothing else runs: a busy machine slows it as it slows what is measured."""
+    start = time.process_time()
+    sum(number * number for number in range(10**6))
+    return time.process_time() - start
+
+
+def test_loading_the_nodes_takes_less_than_a_million_steps_of_python(
+    pack, tmp_path, monkeypatch, record_testsuite_property
+):
     """`pack` has imported torch, einops and comfy, as the host has; a link is loaded as if it were another pack.
 
     The first time compiles it, as the first start of a user does; the bytecode is in a place where it may be written.
@@ -33,6 +41,7 @@ def test_loading_the_nodes_takes_less_than_50_ms(pack, tmp_path, monkeypatch, re
             del sys.modules[name]
         return taken
 
-    fastest = min(seconds() for _ in range(8))
+    rounds = [(seconds(), seconds_of_a_million_steps()) for _ in range(8)]
+    fastest, budget = map(min, zip(*rounds, strict=True))
     record_testsuite_property("seconds to load the nodes", fastest)
-    assert fastest < BUDGET, f"loading the nodes takes {1000 * fastest:.0f} ms"
+    assert fastest < budget, f"loading the nodes takes {1000 * fastest:.0f} ms, a million steps {1000 * budget:.0f} ms"
