@@ -9,15 +9,21 @@ from torch import nn
 from .config import InflationConfig, Temporal
 from .convolution import FrameConvolution
 from .frame_attention import BlockFrameAttention, zero_init
+from .guidance import AppearanceEmbedding, MotionEmbedding
 from .kinds import BLOCKS
 from .mapping import MappingNetwork
+from .prior import PriorStem
 from .queries import QueryLora, QueryMatrix
 from .recurrent import RecurrentAttention
+from .resampler import TextResampler
 from .sites import Site, Structure
 from .tokens import FrameTokens, TokenWeight
 
-SAMPLE, TEXT = "sample", "text"
-"""Sites that are no layers: what goes into the U-Net."""
+SAMPLE, TEXT, TIME = "sample", "text", "time"
+"""Sites that are no layers: what goes into the U-Net, and its time embedding."""
+
+TIME_FACTOR = 4
+"""Channels of the time embedding for each channel of the finest level, in every Stable Diffusion."""
 
 Built = Iterator[tuple[str, str, int | None, nn.Module]]
 """Site, part, level of the U-Net, module."""
@@ -29,7 +35,10 @@ def build(config: InflationConfig, structure: Structure, ops) -> Built:
         yield SAMPLE, "mapping", None, MappingNetwork(config.mapping.kernel, ops)
     if config.tokens:
         yield TEXT, "tokens", None, FrameTokens(structure.context, config.tokens.frames, config.tokens.count, ops)
+    yield from _build_guidance(config, structure, ops)
     for site in structure.sites():
+        if config.prior and site.kind == "conv_in":
+            yield site.name, "prior", site.level, PriorStem(site.width, config.prior.absent, ops)
         for kind in kinds_after(site, config.temporal):
             yield site.name, kind, site.level, BLOCKS[kind].build(site, config.temporal, ops)
         if config.resampling and site.kind in ("down", "up"):
@@ -39,6 +48,18 @@ def build(config: InflationConfig, structure: Structure, ops) -> Built:
                 yield site.name, "resampling", level, zero_init(convolution)
         for name in site.blocks:
             yield from _build_in_block(config, name, site, ops)
+
+
+def _build_guidance(config: InflationConfig, structure: Structure, ops) -> Built:
+    width = structure.levels[0].width
+    channels = TIME_FACTOR * width
+    if resampler := config.resampler:
+        sizes = resampler.tokens, resampler.width, resampler.layers, resampler.heads
+        yield TEXT, "resampler", None, TextResampler(structure.context, *sizes, ops)
+    if motion := config.motion:
+        yield TIME, "motion", None, MotionEmbedding(width, channels, motion.order, motion.absent, ops)
+    if appearance := config.appearance:
+        yield TIME, "appearance", None, AppearanceEmbedding(appearance.frames, channels, appearance.absent, ops)
 
 
 def kinds_after(site: Site, temporal: Temporal | None) -> list[str]:

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import get_args
 
+from .asked import Absent
 from .frame_attention import NormScope
+from .guidance import Order
 from .kinds import BLOCKS
 from .recurrent import RecurrenceMode
-from .sites import Structure
+from .sites import LARGEST_COUNT, Structure
 
 MOST_LAYERS = 16
+
+MOTION_NORMS = ("l1_mean_x_7168", "l2sq_mean_x_7168")
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,73 @@ class Queries:
             _check_whole("rank", self.rank)
 
 
+@dataclass(frozen=True)
+class Prior:
+    """A second stem beside the U-Net's first convolution, for the latents of a still.
+
+    `absent`: what it does without one, or for a clip of one frame, see `asked.Absent`.
+    """
+
+    absent: Absent = "nothing"
+
+    def __post_init__(self):
+        _check_choice("absent", self.absent, get_args(Absent))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """An embedding of how far each frame is from the next, added to the time embedding.
+
+    `norm`: how it is measured on latents, see `samplers.factors.motion_factors`.
+    """
+
+    norm: str = "l1_mean_x_7168"
+    order: Order = "mlp_then_interp"
+    absent: Absent = "nothing"
+
+    def __post_init__(self):
+        _check_choice("norm", self.norm, MOTION_NORMS)
+        _check_choice("order", self.order, get_args(Order))
+        _check_choice("absent", self.absent, get_args(Absent))
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """An embedding of how like each other the frames of a clip are, added to the time embedding.
+
+    `frames`: numbers in a row of similarities that it was made for. `features`: of what they are the similarities;
+    a name for people, but "latent" is what every VAE gives.
+    """
+
+    frames: int
+    features: str = "latent"
+    absent: Absent = "nothing"
+
+    def __post_init__(self):
+        _check_whole("frames", self.frames, 1024)
+        if not isinstance(self.features, str) or not 0 < len(self.features) <= 256:
+            raise ValueError(f"features {self.features!r}; allowed is the name of a model, or 'latent'")
+        _check_choice("absent", self.absent, get_args(Absent))
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """Learnt tokens that read the prompt and take its place in every cross-attention."""
+
+    tokens: int = 16
+    width: int = 1280
+    layers: int = 2
+    heads: int = 8
+
+    def __post_init__(self):
+        _check_whole("tokens", self.tokens, 1024)
+        _check_whole("width", self.width, LARGEST_COUNT)
+        _check_whole("layers", self.layers, MOST_LAYERS)
+        _check_whole("heads", self.heads)
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width}; it must be a multiple of its {self.heads} heads")
+
+
 def _check_whole(name: str, value: object, most: int | None = None) -> None:
     if type(value) is not int or value < 1 or (most is not None and value > most):
         raise ValueError(f"{name} {value!r}; allowed are whole numbers from 1{f' to {most}' if most else ''}")
@@ -180,6 +251,10 @@ class InflationConfig:
     resampling: Resampling | None = None
     mapping: Mapping | None = None
     tokens: Tokens | None = None
+    prior: Prior | None = None
+    motion: Motion | None = None
+    appearance: Appearance | None = None
+    resampler: Resampler | None = None
 
     def frames_at(self, level: int, frames: int) -> int:
         """Return how many of a clip's frames there are at a level of the U-Net."""
@@ -217,6 +292,10 @@ PARTS = {
     "resampling": Resampling,
     "mapping": Mapping,
     "tokens": Tokens,
+    "prior": Prior,
+    "motion": Motion,
+    "appearance": Appearance,
+    "resampler": Resampler,
 }
 
 

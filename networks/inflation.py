@@ -2,7 +2,8 @@
 
 A host runs the frozen U-Net and calls the functions below, in this order in every forward:
 
-1. `frame_tokens`, once, of every row's prompt; where frames are halved the host keeps the rows of the frames that stay.
+1. `frame_tokens`, once, of every row's prompt, then `resampled_text` of the prompts; `embedded`, once, of every row's
+   time embedding. Where frames are halved the host keeps the rows of the frames that stay.
 2. `before_unet`, once, of the U-Net's input.
 3. For every layer in the order of execution, a transformer's blocks one by one:
    `after_self_attention` of each attn1, `after_cross_attention` of each attn2, `after_block` of each block;
@@ -22,12 +23,15 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
-from .building import SAMPLE, TEXT, build
+from .asked import NOTHING, Asked
+from .building import SAMPLE, TEXT, TIME, build
 from .clip import Clip, thin_rows
 from .config import InflationConfig
 from .kinds import BLOCKS
 from .mapping import pad_channels
+from .prior import for_frames
 from .recurrent import Attention, Projections
+from .resampler import resampled_rows
 from .resampling import repeat_rows
 from .sites import Structure
 from .tokens import added_by_tokens, distinct_prompts, tokens_by_row
@@ -38,8 +42,8 @@ class Inflation(nn.Module):
 
     Its state dict is what a motion file holds: `<site>.<part>.<parameter>`. A new inflation changes nothing, because
     each part adds something that starts at zero; where frames are halved it changes none of those that stay, and
-    tokens start with a tenth of the weight of the prompt's. It knows neither host: a host runs the frozen U-Net and
-    calls the functions below at its sites.
+    tokens start with a tenth of the weight of the prompt's. Only a resampler of prompts has to be trained to be of
+    use. It knows neither host: a host runs the frozen U-Net and calls the functions below at its sites.
 
     Args:
         ops: where layers come from: `torch.nn`, or `comfy.ops.manual_cast` inside ComfyUI.
@@ -92,7 +96,8 @@ class Attached:
 
     `recurrence` is of the recurrent attention, `mapping` of the mapping network, `temporal` of all others. `levels` are
     further factors at each level of the U-Net, finest first; none: 1. `keyframes` are further factors (frame, factor)
-    over the frames of the whole video, linear between, constant before the first and after the last; none: 1.
+    over the frames of the whole video, linear between, constant before the first and after the last; none: 1. `asked`:
+    what its guidance and its prior are given.
     """
 
     inflation: Inflation
@@ -101,6 +106,11 @@ class Attached:
     mapping: float = 1.0
     levels: tuple[float, ...] = ()
     keyframes: tuple[tuple[int, float], ...] = ()
+    asked: Asked = NOTHING
+
+    def whole(self, clip: Clip) -> int:
+        """Return how many frames the whole clips have that it is asked about."""
+        return self.asked.frames or clip.frames
 
     def strength(self, site: str, part: str) -> float:
         """Return the factor of the module at a site."""
@@ -146,15 +156,52 @@ def before_unet(sample: Tensor, attached: Iterable[Attached], clip: Clip) -> Ten
     return out
 
 
-def after_layer(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
-    """Return activations `(clips * frames, channels, height, width)` after a layer, with what all temporal blocks add.
+def embedded(emb: Tensor, attached: Iterable[Attached], clip: Clip) -> Tensor:
+    """Return the time embedding `(clips * frames, channels)` with what all guidance adds for each frame."""
+    out, attached = emb, tuple(attached)
+    for part, given in (("motion", "motion"), ("appearance", "similarity")):
+        for a, module in _active(attached, TIME, part):
+            rows = module(getattr(a.asked, given), a.whole(clip), clip.indices, emb)
+            out = _add(out, None if rows is None else for_frames(rows, len(emb)), a, TIME, part, clip)
+    return out
 
-    Each sees the same `x`, so that their order does not matter.
+
+def resampled_text(
+    text: Tensor, attached: Iterable[Attached], clip: Clip, prompts: Sequence[int] | None = None
+) -> Tensor:
+    """Return the prompts `(clips * frames, tokens, channels)` that cross-attentions see: as they are, or resampled.
+
+    Args:
+        prompts: as in `frame_tokens`.
+
+    Raises:
+        ValueError: two inflations would resample them.
     """
-    out = x
+    resamplers = [module for _, module in _active(attached, TEXT, "resampler")]
+    if not resamplers:
+        return text
+    if len(resamplers) > 1:
+        raise ValueError("Two motion files of this model resample the prompt, as HiGen's release does; attach one.")
+    return resampled_rows(resamplers[0], text, clip.frames, prompts or distinct_prompts(text, clip.frames))
+
+
+def after_layer(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
+    """Return activations `(clips * frames, channels, height, width)` after a layer, with what is added there.
+
+    Priors come first. Each temporal block sees the same activations, so that their order does not matter.
+    """
+    attached = tuple(attached)
+    out = x = _with_priors(x, attached, site, clip)
     for kind in BLOCKS:
         for a, module in _active(attached, site, kind):
             out = _add(out, module(x, clip.frames), a, site, kind, clip)
+    return out
+
+
+def _with_priors(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
+    out = x
+    for a, module in _active(attached, site, "prior"):
+        out = _add(out, module(x, a.asked.prior, clip.frames, a.whole(clip)), a, site, "prior", clip)
     return out
 
 

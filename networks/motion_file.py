@@ -27,6 +27,9 @@ LARGEST_HEADER = 16 * 2**20  # an SDXL-sized inflation needs 0.5 MB; a huge head
 
 KINDS_OF_NUMBER = ("F32", "F16", "BF16")
 
+ADDED_LATER = {"positions", "zero_snr", "factors"}
+"""Of the description: files of before there was such a thing have the default."""
+
 
 class MotionFileError(ValueError):
     """A file that cannot be used; the message says which file, why, and what to do."""
@@ -39,7 +42,9 @@ class MotionInfo:
     `schedule` and `prediction` are those it was trained on, in diffusers' names. `frames`, `fps`, `width` and `height`
     (pixels) are those of its training clips. `captions` are the distinct training captions, `options` the resolved
     options of the command that made it, `versions` of the libraries that did. `positions` is for how many frames other
-    programs' form of the file stores positions; None: it stores none.
+    programs' form of the file stores positions; None: it stores none. `zero_snr`: the schedule is rescaled to end in
+    noise alone (Lin et al. 2024, arXiv 2305.08891). `factors`: of the training clips, "motion" and "appearance", each
+    the 5th, 50th and 95th percentile.
     """
 
     config: InflationConfig
@@ -54,6 +59,8 @@ class MotionInfo:
     options: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     positions: int | None = 32
+    zero_snr: bool = False
+    factors: dict = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("frames", "width", "height", "fps", *(["positions"] if self.positions is not None else [])):
@@ -61,6 +68,7 @@ class MotionInfo:
             if type(value) not in ((int, float) if name == "fps" else (int,)) or not 0 < value < 1e6:
                 raise ValueError(f"its {name} is {value!r}; it must be a number above 0")
         kinds = {"schedule": str, "prediction": str, "captions": tuple, "options": dict, "versions": dict}
+        kinds |= {"zero_snr": bool, "factors": dict}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"its {name} is {getattr(self, name)!r}, which is no {kind.__name__}")
@@ -205,7 +213,7 @@ def check_numbers(path: Path, kinds: dict[str, str]) -> None:
 
 def _read_info(path: Path, own: dict) -> MotionInfo:
     same = {f.name for f in fields(MotionInfo)} - {"config", "structure", "captions"}
-    same -= {"positions"} - own.keys()  # files of before there was such a thing
+    same -= ADDED_LATER - own.keys()
     try:
         if not isinstance(own["captions"], list):
             raise ValueError(f"its captions are {own['captions']!r}, which is no list")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .config import InflationConfig, Mapping, Resampling, Temporal, Tokens
+from .config import Appearance, InflationConfig, Mapping, Motion, Prior, Resampling, Temporal, Tokens
 from .sites import Structure
 
 FEWEST_FOR_ALL_LEVELS = 32
@@ -39,13 +39,18 @@ def lumiere_harivo(structure: Structure, frames: int) -> InflationConfig:
 
 
 def higen(structure: Structure, frames: int) -> InflationConfig:
-    """Return HiGen's layers: a convolution over frames after every ResBlock, attention after every spatial
-    transformer."""
+    """Return HiGen's layers: a convolution over frames after every ResBlock, attention after the first convolution and
+    every spatial transformer."""
     return InflationConfig(temporal=Temporal(levels=(("convolution", "transformer"),), middle=True))
 
 
 def with_harivo(config: InflationConfig, frames: int) -> InflationConfig:
     return replace(config, mapping=Mapping(), tokens=Tokens(frames))
+
+
+def with_guidance(config: InflationConfig, frames: int) -> InflationConfig:
+    """Add HiGen's spatial prior and both kinds of its guidance."""
+    return replace(config, prior=Prior(), motion=Motion(), appearance=Appearance(frames))
 
 
 Preset = Callable[[Structure, int], InflationConfig]

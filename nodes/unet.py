@@ -29,9 +29,11 @@ from ..networks.inflation import (
     after_self_attention,
     before_unet,
     double_frames,
+    embedded,
     frame_tokens,
     halve_frames,
     resampled,
+    resampled_text,
 )
 from ..networks.resampling import pool_rows
 from ..networks.sites import stage_of
@@ -273,13 +275,21 @@ def run_unet(
     }
     text = context[0] if isinstance(context, list) else context
     tokens = tuple(frame_tokens(text, attached, clip))
-    rate = Rate(Rows(clip, _embed_time(unet, x, timesteps, y, options), context, tokens))
+    emb = embedded(_embed_time(unet, x, timesteps, y, options), attached, clip)
+    rate = Rate(Rows(clip, emb, resampled_context(context, attached, clip), tokens))
     forward = Pass(unet, attached, rate, len(x), control, options, given, video)
 
     h, skips = forward.down(before_unet(x, attached, clip))
     h = forward.middle(h, x=x, y=y, timesteps=timesteps)
     h = forward.up(h, skips).type(x.dtype)
     return unet.id_predictor(h) if unet.predict_codebook_ids else unet.out(h)
+
+
+def resampled_context(context: Tensor | list[Tensor] | None, attached: Sequence[Attached], clip: Clip):
+    """Return the prompts, of each transformer block where they have their own, as `resampled_text` does."""
+    if isinstance(context, list):
+        return [resampled_text(text, attached, clip) for text in context]
+    return None if context is None else resampled_text(context, attached, clip)
 
 
 def _embed_time(unet: torch.nn.Module, x: Tensor, timesteps: Tensor, y: Tensor | None, options: dict) -> Tensor:

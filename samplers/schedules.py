@@ -18,17 +18,22 @@ PURE_NOISE = 1e-6
 """Least signal that a ratio is formed with: where a flow begins there is none at all."""
 
 
-def alphas_cumprod(schedule: NoiseSchedule = "scaled_linear") -> Tensor:
+def alphas_cumprod(schedule: NoiseSchedule = "scaled_linear", zero_snr: bool = False) -> Tensor:
     """Return ᾱ, how much of the squared signal is left at each timestep, (1000,), float32.
 
     Betas run from 0.00085 to 0.012: linear in their square root in Stable Diffusion (Rombach et al. 2022, code), in
-    themselves in AnimateDiff (Guo et al. 2023, code) and, by its wording, in HARIVO.
+    themselves in AnimateDiff (Guo et al. 2023, code) and, by its wording, in HARIVO. `zero_snr`: √ᾱ is shifted and
+    scaled to end in 0, as Lin et al. 2024 (arXiv 2305.08891, algorithm 1) do.
     """
     if schedule == "scaled_linear":
         betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS) ** 2
     else:
         betas = torch.linspace(BETA_START, BETA_END, TIMESTEPS)
-    return (1 - betas).cumprod(0)
+    products = (1 - betas).cumprod(0)
+    if not zero_snr:
+        return products
+    signal = products.sqrt()
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square()
 
 
 def sigmas_of(alphas_cumprod: Tensor) -> Tensor:

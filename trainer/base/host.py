@@ -24,9 +24,11 @@ from ...networks.inflation import (
     after_self_attention,
     before_unet,
     double_frames,
+    embedded,
     frame_tokens,
     halve_frames,
     resampled,
+    resampled_text,
 )
 from ...networks.queries import QueryLora
 from ...networks.sites import Site, Structure, structure_from_diffusers
@@ -103,8 +105,9 @@ class InflatedUNet(nn.Module):
             penalty: a loss of the queries and keys of each self-attention on the way up.
             prompts: which rows of `text` are the same, as in `frame_tokens`.
         """
-        emb = self._embed_time(sample, timesteps, text, added)
-        rows = Rows(clip, emb, text, tuple(frame_tokens(text, attached, clip, prompts)))
+        emb = embedded(self._embed_time(sample, timesteps, text, added), attached, clip)
+        tokens = tuple(frame_tokens(text, attached, clip, prompts))
+        rows = Rows(clip, emb, resampled_text(text, attached, clip, prompts), tokens)
         h, middle, skips, finer, penalties = before_unet(sample, attached, clip), None, [], [], []
         for site in self.sites:
             if site.stage == "output" and site.kind == "res":
