@@ -50,7 +50,8 @@ def taken(given: Given | None, frames: int, absent: Absent, zero: Tensor) -> Giv
         return None if frames == 1 else given
     if given is None:
         return Given(zero)
-    return given if given.weight is None else Given(torch.lerp(zero, given.value, over(given.weight, given.value)))
+    value = given.value.to(zero)
+    return Given(value if given.weight is None else torch.lerp(zero, value, over(given.weight, value)))
 
 
 def over(weight: Tensor, value: Tensor) -> Tensor:
