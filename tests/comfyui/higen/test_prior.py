@@ -2,64 +2,12 @@
 
 import pytest
 import torch
+from asked_clips import FRAMES, SCALE, condition, noise, sample, still, windowed, with_prior
 from stillmotion.networks.config import CrossFrames, InflationConfig, Prior
-from stillmotion.networks.inflation import Inflation
-from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 
-FRAMES, SCALE = 4, 0.18215
 PRIOR = InflationConfig(frame_attention=CrossFrames(), prior=Prior())
 PLAIN = InflationConfig(frame_attention=CrossFrames())
 ALONE = InflationConfig(prior=Prior())
-
-
-@pytest.fixture
-def video(small_model, tmp_path):
-    """A MODEL with motion files of these configs on it, as if trained."""
-    from stillmotion.nodes.attach import attach, structure_of
-    from stillmotion.nodes.motion import load_motion
-
-    base = small_model()
-
-    def make(*configs, frames_per_clip=0, model=base):
-        structure = structure_of(model)
-        for i, config in enumerate(configs):
-            inflation, path = Inflation(config, structure), tmp_path / f"motion{i}.safetensors"
-            for name, parameter in inflation.named_parameters():
-                torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name) + i))
-            write_motion_file(path, inflation.state_dict(), MotionInfo(config, structure, frames=FRAMES))
-            strengths = {"temporal": 1.0, "recurrence": 1.0, "queries": 1.0}
-            model = attach(model, load_motion(path), **strengths, frames_per_clip=frames_per_clip)
-        return model
-
-    return make
-
-
-def with_prior(model, latents, frame=-1, strength=1.0, size="refuse"):
-    from stillmotion.nodes.prior import SpatialPrior
-
-    return SpatialPrior.execute(model, {"samples": latents}, frame, strength, size).result[0]
-
-
-def still(seed=5, frames=1, height=8, width=6):
-    return torch.randn(frames, 4, height, width, generator=torch.Generator().manual_seed(seed)) / SCALE
-
-
-def noise(frames=FRAMES, seed=0):
-    return torch.randn(frames, 4, 8, 6, generator=torch.Generator().manual_seed(seed))
-
-
-def condition(seed, tokens=7, **options):
-    return [[torch.randn(1, tokens, 768, generator=torch.Generator().manual_seed(seed)), options]]
-
-
-def sample(model, noise, positive=None, negative=None, cfg=3.0, steps=2):
-    import comfy.sample
-
-    positive, negative = positive or condition(1), negative or condition(2)
-    latent = torch.zeros_like(noise)
-    return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "normal", positive, negative, latent, disable_pbar=True, seed=0
-    )
 
 
 def test_a_still_changes_every_frame_and_leaves_the_model_as_it_was(video):
@@ -148,26 +96,6 @@ def test_windows_of_frames_that_do_not_see_each_other_equal_the_whole(video, kin
     given = with_prior(video(ALONE), still())
     whole = sample(given, noise(8))
     torch.testing.assert_close(sample(windowed(given, kind), noise(8)), whole, rtol=1e-5, atol=1e-4)
-
-
-def windowed(model, kind):
-    if kind == "ours":
-        from stillmotion.nodes.windows import TemporalWindows
-
-        return TemporalWindows.execute(model, 4, 2, "pyramid").result[0]
-    from comfy import context_windows as core
-
-    model = model.clone()
-    handler = core.IndexListContextHandler(
-        core.get_matching_context_schedule("standard_static"),
-        core.get_matching_fuse_method("flat"),
-        context_length=4,
-        context_overlap=0,
-        dim=0,
-    )
-    handler.causal_window_fix = False
-    model.model_options["context_handler"] = handler
-    return model
 
 
 def test_files_without_a_stem_are_left_alone_in_any_order(video):
