@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import comfy.conds
 import comfy.utils
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from ..networks.asked import NOTHING, Asked, Given
 from ..networks.clip import Clip
-from ..samplers.guidance import Asking
+
+if TYPE_CHECKING:
+    from ..samplers.guidance import Asking  # for types alone: it would slow down ComfyUI's start
 
 STILL, CONDITIONAL = "stillmotion_still_", "stillmotion_conditional"
 """Names of what travels with conditions: a motion file's still, with its number, and 1, or 0 where unconditional."""
@@ -88,20 +91,17 @@ def put_into_conditions(conds: dict[str, list[dict]], asks: Sequence[Asks], size
     return out
 
 
-@dataclass(frozen=True)
-class Carried:
-    """What came with the conditions of one forward: stills by their number, and which rows are conditional."""
+Carried = tuple[dict[int, Tensor], Tensor | None]
+"""What came with the conditions of one forward: stills by their motion file's number, and of each clip 1, or 0 where it
+is unconditional, None where no file wants to know."""
 
-    stills: dict[int, Tensor]
-    conditional: Tensor | None
 
-    @classmethod
-    def take_from(cls, options: dict, frames: int) -> Carried:
-        """Remove it from the options of a forward, whose rows are clips of so many frames."""
-        names = [name for name in options if name.startswith(STILL)]
-        stills = {int(name.removeprefix(STILL)): options.pop(name)[::frames] for name in names}
-        mark = options.pop(CONDITIONAL, None)
-        return cls(stills, None if mark is None else mark[::frames, 0])
+def take_carried(options: dict, frames: int) -> Carried:
+    """Remove what came with conditions from the options of a forward, whose rows are clips of so many frames."""
+    names = [name for name in options if name.startswith(STILL)]
+    stills = {int(name.removeprefix(STILL)): options.pop(name)[::frames] for name in names}
+    mark = options.pop(CONDITIONAL, None)
+    return stills, None if mark is None else mark[::frames, 0]
 
 
 def asked_of(asks: Asks, number: int, carried: Carried, whole: int, size: Sequence[int]) -> Asked:
@@ -115,14 +115,15 @@ def asked_of(asks: Asks, number: int, carried: Carried, whole: int, size: Sequen
     if asks is NO_ASKS:
         return NOTHING
     prior = motion = look = None
+    stills, conditional = carried
     if asks.still:
-        latent = carried.stills.get(number)
+        latent = stills.get(number)
         latent = asks.still.fitted(*size) if latent is None else latent
         prior = Given(latent, None if asks.still.strength == 1 else torch.tensor([asks.still.strength]))
     if asks.motion and whole > 1:
-        motion = Given(asks.motion.for_frames(whole)[None], carried.conditional if asks.motion_cfg else None)
+        motion = Given(asks.motion.for_frames(whole)[None], conditional if asks.motion_cfg else None)
     if asks.look and whole > 1:
-        look = Given(asks.look.for_frames(whole)[None], carried.conditional if asks.look_cfg else None)
+        look = Given(asks.look.for_frames(whole)[None], conditional if asks.look_cfg else None)
     return Asked(prior, motion, look, whole)
 
 

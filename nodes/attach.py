@@ -19,7 +19,7 @@ from ..networks.motion_file import check_fits
 from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
 from ..samplers.strengths import levels_for
-from .asks import NO_ASKS, Asks, Carried, asked_of, put_into_conditions, whole_frames
+from .asks import NO_ASKS, Asks, asked_of, put_into_conditions, take_carried, whole_frames
 from .motion import LoadedMotion
 from .unet import check_rank, pack_window, run_unet
 
@@ -248,7 +248,7 @@ def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=N
 
 def with_asked(run: Run, clip: Clip, options: dict, size) -> list[Attached]:
     """Return the inflations of a run with what each is asked for in this forward, some of which is in its options."""
-    carried, whole = Carried.take_from(options, clip.frames), whole_frames(clip, run.frames)
+    carried, whole = take_carried(options, clip.frames), whole_frames(clip, run.frames)
     asked = [asked_of(asks, i, carried, whole, size) for i, asks in enumerate(run.asks)]
     return [a if now is NOTHING else replace(a, asked=now) for a, now in zip(run.attached, asked)]
 

@@ -9,18 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..networks.guidance import even_positions, similarity_of
+from ..networks.keyframes import Keyframes, value_at
 from .factors import resampled_curve, resampled_similarity
-
-MOST_MOTION = 2000.0
-"""Largest motion factor that users ask for; that of clips where all moves is about 1770."""
-
-Keyframes = tuple[tuple[int, float], ...]
-"""Frames with their values, in rising order, at least one."""
 
 
 class Asking(Protocol):
@@ -83,5 +77,5 @@ class MeasuredLook:
 
 
 def drawn(keyframes: Keyframes, frames: int) -> Tensor:
-    """Return the value of every frame, linear between keyframes and constant outside, `(frames,)`."""
-    return torch.from_numpy(np.interp(np.arange(frames), *zip(*keyframes))).float()
+    """Return the value of every frame, `(frames,)`."""
+    return torch.tensor([value_at(keyframes, frame) for frame in range(frames)])
