@@ -21,6 +21,9 @@ from ..networks.clip import Clip
 if TYPE_CHECKING:
     from ..samplers.guidance import Asking  # for types alone: it would slow down ComfyUI's start
 
+GUIDANCE = "Motion/Appearance Guidance"
+"""Name of the node, for errors."""
+
 STILL, CONDITIONAL = "stillmotion_still_", "stillmotion_conditional"
 """Names of what travels with conditions: a motion file's still, with its number, and 1, or 0 where unconditional."""
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..samplers.factors import MOST_MOTION, motion_factors
 from ..samplers.guidance import Asking, DrawnLook, DrawnMotion, EvenLook, MeasuredLook, MeasuredMotion
 from ..samplers.strengths import parse_keyframes
+from .asks import GUIDANCE as NODE
 from .attach import KEY, asked_frames
 from .features import are_other, features_name, look_of, scaled_latents
-from .guidance import NODE
 from .plot import line_plot
 
 log = logging.getLogger(KEY)

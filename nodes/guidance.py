@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from ..samplers.factors import MOST_MOTION
+from .asks import GUIDANCE as NODE
 from .asks import asking
 from .attach import KEY
 from .compat import io, ui, where_known
 
-NODE = "Motion/Appearance Guidance"
 ASKS = {"motion and appearance": ("motion", "look"), "motion": ("motion",), "appearance": ("look",)}
 """What an option sets, by the names of `asks.Asks`."""
 
