@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 KINDS = {
-    "F64": torch.float64,
     "I64": torch.int64,
+    "F64": torch.float64,
     "F32": torch.float32,
     "I32": torch.int32,
     "BF16": torch.bfloat16,
@@ -26,13 +26,15 @@ KINDS = {
     "I16": torch.int16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-    "U8": torch.uint8,
     "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The format's names of types. Wider ones come first in a file, so that every tensor is aligned."""
+"""The format's names of types, in the order in which the library puts them into a file: the widest first, so that every
+tensor is aligned."""
 
 NAMES = {dtype: name for name, dtype in KINDS.items()}
+PLACE = {dtype: place for place, dtype in enumerate(NAMES)}
 HEADER_MULTIPLE = 8
 
 
@@ -48,7 +50,7 @@ def write_tensors(file: Sink, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Args:
         tensors: on any device and of any strides; they are made contiguous one by one.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), NAMES[tensors[name].dtype], name))
+    names = sorted(tensors, key=lambda name: (PLACE[tensors[name].dtype], name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
