@@ -3,9 +3,14 @@ from itertools import product
 import pytest
 import torch
 from stillmotion.samplers.factors import (
+    appearance_factor,
+    appearance_similarity,
     frame_difference_curve,
+    latent_features,
     mean_frame_difference,
     motion_factors,
+    resampled_curve,
+    resampled_similarity,
     seam,
     x_t_slice,
     y_t_slice,
@@ -86,3 +91,70 @@ def test_a_slice_holds_one_row_or_one_column_of_every_frame(position, line):
     assert torch.equal(x_t_slice(frames, position), rows)
     turned = frames.transpose(1, 2)  # columns of these are the rows of the others
     assert torch.equal(y_t_slice(turned, position), rows.transpose(0, 1))
+
+
+def test_similarities_are_cosines_number_by_number():
+    features = torch.randn(2, 3, 5, dtype=torch.float64)
+    got = appearance_similarity(features)
+    assert got.shape == (2, 3, 3)
+    for clip, i, j in product(range(2), range(3), range(3)):
+        pair = features[clip, i], features[clip, j]
+        assert got[clip, i, j].item() == pytest.approx(torch.cosine_similarity(*pair, dim=0).item(), abs=1e-6)
+
+
+def test_a_still_clip_has_an_appearance_factor_of_nought():
+    similarity = appearance_similarity(torch.randn(7).expand(5, 7))
+    torch.testing.assert_close(similarity, torch.ones(5, 5), rtol=0, atol=1e-6)
+    assert abs(appearance_factor(similarity).item()) < 1e-5
+
+
+def test_the_appearance_factor_is_of_the_first_and_the_last_frame():
+    features = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]])
+    similarity = appearance_similarity(features)
+    assert [round(appearance_factor(similarity[:n, :n]).item(), 6) for n in (1, 2, 3, 4)] == [0, 0.4, 1, 2]
+
+
+def test_frames_without_features_are_like_each_other_alone():
+    got = appearance_similarity(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]))
+    assert got.tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize("height, width", [(32, 56), (64, 64), (5, 3), (1, 1)])
+def test_latent_features_do_not_depend_on_the_size_of_a_frame(height, width):
+    look = torch.randn(2, 3, 4)
+    got = latent_features(look[..., None, None].expand(2, 3, 4, height, width))
+    torch.testing.assert_close(got, look.repeat_interleave(16, dim=-1))
+
+
+def test_latent_features_are_means_over_cells():
+    latents = torch.randn(3, 4, 8, 12).half()
+    got = latent_features(latents)
+    assert got.dtype == torch.float32
+    means = latents.float().unflatten(-1, (4, 3)).unflatten(-3, (4, 2)).mean((-1, -3))
+    torch.testing.assert_close(got, means.flatten(1))
+
+
+def test_a_curve_of_another_length_keeps_its_ends():
+    curve = torch.tensor([[0.0, 2.0, 4.0], [4.0, 0.0, 4.0]])
+    assert resampled_curve(curve, 5).tolist() == [[0, 1, 2, 3, 4], [4, 2, 0, 2, 4]]
+    assert resampled_curve(curve, 2).tolist() == [[0, 4], [4, 4]]
+    assert resampled_curve(curve[:, :1], 3).tolist() == [[0, 0, 0], [4, 4, 4]]
+
+
+def test_similarities_of_another_length_keep_their_ends_and_their_diagonal():
+    similarity = appearance_similarity(torch.randn(6, 9))
+    assert torch.equal(resampled_similarity(similarity, 6), similarity)
+    for frames in (1, 2, 4, 11):
+        got = resampled_similarity(similarity, frames)
+        assert got.shape == (frames, frames) and torch.equal(got.diagonal(), torch.ones(frames))
+        torch.testing.assert_close(got, got.mT)
+        if frames > 1:
+            torch.testing.assert_close(appearance_factor(got), appearance_factor(similarity))
+
+
+def test_an_even_change_stays_even_with_half_and_with_twice_as_many_frames():
+    def even(frames):
+        return 1 - 0.6 * (torch.arange(frames)[:, None] - torch.arange(frames)).abs() / (frames - 1)
+
+    torch.testing.assert_close(resampled_similarity(even(9), 5), even(5))
+    torch.testing.assert_close(resampled_similarity(even(9), 17), even(17))

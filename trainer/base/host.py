@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...networks.asked import NOTHING, Asked
 from ...networks.clip import Clip, Rows
 from ...networks.inflation import (
     Attached,
@@ -75,7 +76,13 @@ class InflatedUNet(nn.Module):
             inflation.requires_grad_(True)
 
     def forward(
-        self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip, added: dict[str, Tensor] | None = None
+        self,
+        sample: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        clip: Clip,
+        added: dict[str, Tensor] | None = None,
+        asked: Asked = NOTHING,
     ) -> Tensor:
         """Return the U-Net's prediction, shaped like `sample`.
 
@@ -84,8 +91,10 @@ class InflatedUNet(nn.Module):
             timesteps: `(clips * frames,)`.
             text: `(clips * frames, tokens, channels)`.
             added: SDXL's `text_embeds` and `time_ids`, a row for each frame.
+            asked: what the inflation's prior and guidance are given.
         """
-        return self.observe(sample, timesteps, text, clip, added, self._attached).prediction
+        attached = [] if self.inflation is None else [Attached(self.inflation, asked=asked)]
+        return self.observe(sample, timesteps, text, clip, added, attached).prediction
 
     def observe(
         self,
@@ -160,10 +169,6 @@ class InflatedUNet(nn.Module):
         if site.kind == "up":
             return double_frames(h, attached, site.name, clip, then)
         return halve_frames(h, attached, site.name, clip)
-
-    @property
-    def _attached(self) -> list[Attached]:
-        return [] if self.inflation is None else [Attached(self.inflation)]
 
     def _transformer(
         self,
