@@ -473,22 +473,52 @@ class DecoupleOptions(DecouplingOptions, SpatialOptions, InflateOptions):
 class ConvertOptions(Options):
     """Make a motion file of another program's motion module, or the other way round.
 
-    Reads AnimateDiff's modules for SD1.5 (.safetensors, .ckpt), folders of diffusers' MotionAdapter, and motion files.
+    Reads AnimateDiff's modules for SD1.5 (.safetensors, .ckpt), folders of diffusers' MotionAdapter, and motion files;
+    and HiGen's release (.pth), which is an image model as well: that becomes a file of its own.
     """
 
-    input: Annotated[Path, Field(description="motion module, folder of a MotionAdapter, or motion file")]
+    input: Annotated[Path, Field(description="motion module, folder of a MotionAdapter, motion file, HiGen's release")]
     to: Annotated[
-        Literal["stillmotion", "animatediff", "motion-adapter"], Field(description="form in which it is written")
+        Literal["stillmotion", "animatediff", "motion-adapter", "higen"],
+        Field(description="form in which it is written"),
     ] = "stillmotion"
     output: Annotated[Path, Field(description="file to write; for motion-adapter a folder")]
     lora: Annotated[tuple[Path, ...], Field(description="AnimateDiff motion LoRAs to merge into it")] = ()
     lora_strength: Annotated[
         float, Field(ge=-10, le=10, description="factor of what they change; below 0: backwards")
     ] = 1.0
+    model: Annotated[
+        Path | None,
+        Field(
+            description="the image model in HiGen's release: file to write (none: beside the output); with --to higen"
+            " the file to read"
+        ),
+    ] = None
+    with_: Annotated[
+        Path | None,
+        Field(
+            description="checkpoint of SD2.x whose text encoder and autoencoder make a whole checkpoint of the image"
+            " model in HiGen's release (none: a U-Net alone)"
+        ),
+    ] = None
 
     @field_validator("output")
     @classmethod
     def has_a_suffix_that_is_true(cls, output, info):
-        if info.data.get("to") != "motion-adapter" and output.suffix != ".safetensors":
-            raise ValueError("the name of a motion file ends in .safetensors")
+        suffix = {"higen": ".pth", "motion-adapter": output.suffix}.get(info.data.get("to"), ".safetensors")
+        if output.suffix != suffix:
+            of = "HiGen's release" if suffix == ".pth" else "a motion file"
+            raise ValueError(f"the name of {of} ends in {suffix}")
         return output
+
+    @model_validator(mode="after")
+    def names_the_image_model(self):
+        if self.to == "higen" and self.model is None:
+            raise ValueError("--to higen needs --model, the image model that goes with the motion file")
+        if self.to == "higen" and (self.lora or self.with_):
+            raise ValueError("--lora and --with change nothing that is written with --to higen; leave them out")
+        if self.model and self.model in (self.output, self.with_):
+            raise ValueError(f"--model is {self.model}, as another option is, and would take its place; name a new file")
+        if self.model and self.to != "higen" and self.model.suffix != ".safetensors":
+            raise ValueError(f"--model is {self.model}; the name of an image model ends in .safetensors")
+        return self
