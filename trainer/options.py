@@ -77,6 +77,14 @@ class CheckOptions(ClipOptions):
     """Report which clips training would use, and why others cannot be."""
 
     output: Annotated[Path, Field(description="folder for the contact sheet")] = Path("check")
+    base: Annotated[
+        Path | None,
+        Field(description="SD1.5-family model whose autoencoder HiGen's factors are measured with; none: they are not"),
+    ] = None
+    features: Annotated[
+        Path, Field(description="folder of DINOv2 or CLIP for the appearance factor, or latent; with --base")
+    ] = Path("latent")
+    cache: Annotated[Path, Field(description="folder of encoded latents; with --base")] = Path("runs/cache")
 
 
 class BaseOptions(Options):

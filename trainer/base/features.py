@@ -37,6 +37,15 @@ class FeatureModel:
         return (out.image_embeds if self.kind != "dinov2" else out.last_hidden_state[:, 0]).float().cpu()
 
 
+LATENT = Path("latent")
+"""In the place of a folder: features of the latents, for which no model is needed."""
+
+
+def feature_model(features: Path) -> FeatureModel | None:
+    """Return the image model in a folder, None for LATENT. Errors as of `load_feature_model`."""
+    return None if features == LATENT else load_feature_model(features)
+
+
 def load_feature_model(folder: Path) -> FeatureModel:
     """Return the image model in a folder as transformers saves one; nothing is downloaded.
 

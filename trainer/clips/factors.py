@@ -55,7 +55,7 @@ def warn_of_spread(ranges: dict[str, list[float]]) -> None:
     """Warn of factors that hardly differ from clip to clip: nothing can be learnt from them."""
     (low, _, high), (least, _, most) = ranges["motion"], ranges["appearance"]
     warning = "The %s factor hardly differs from clip to clip, so that this set cannot teach it: add clips that %s."
-    if high < LEAST_MOTION * low:
+    if high <= LEAST_MOTION * low:
         log.warning(warning, "motion", "move more and less")
     if most - least < LEAST_APPEARANCE:
         log.warning(warning, "appearance", "change their look more and less")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from ..base.features import load_feature_model
+from ..base.features import LATENT, feature_model
 from ..base.host import structure_of
 from ..clips.factors import factors_of, spread, told, warn_of_spread
 from ..clips.pictures import picture_shards
@@ -25,8 +24,6 @@ log = logging.getLogger("stillmotion")
 MEASURED = 64
 """So many clips are measured before training, for the range of either factor."""
 
-LATENT = Path("latent")
-
 
 def decouple(options: DecoupleOptions, decoupling: Decoupling | None = None) -> None:
     """Learn clips of a still, how much moves in them, and how much their look changes.
@@ -35,7 +32,7 @@ def decouple(options: DecoupleOptions, decoupling: Decoupling | None = None) -> 
         decoupling: how clips are asked; None: as the options say.
     """
     session = begin(options)
-    look = None if options.features == LATENT else load_feature_model(options.features)
+    look = feature_model(options.features)
     shards, stills = shards_of(options.videos, options.caption), pictures_of(options)
     reports = looked_at(options, shards)
     base = load_image_model(options.base)
