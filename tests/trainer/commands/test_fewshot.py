@@ -184,7 +184,7 @@ def test_a_resume_refused_for_its_clips_leaves_the_record_of_the_run(place, whol
 def test_what_changes_no_weight_may_change(place, whole):
     facts = facts_of(read_state(saved_states(whole / "saves")[-1]))
     assert not {"output", "keep", "save_every", "preview_every", "cache"} & set(facts)
-    assert {"seed", "steps", "frames", "precision", "first_frame", "num_processes"} < set(facts)
+    assert {"seed", "steps", "frames", "precision", "first_frame", "micro_batches"} < set(facts)
 
 
 def test_too_few_clips_to_hold_one_out(place, capsys):

@@ -137,7 +137,7 @@ def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
     assert main([*arguments, "--resume"]) == 0
     assert same(load_file(place / "killed/killed.safetensors"), load_file(whole / "whole.safetensors"))
     ours, theirs = (read_state(saved_states(place / name / "saves")[-1]) for name in ("killed", "whole"))
-    for part in ("inflation", "optimizer", "ema", "objective", "positions"):
+    for part in ("weights", "optimizer", "ema", "objective", "positions"):
         assert same(ours[part], theirs[part]), part
 
 

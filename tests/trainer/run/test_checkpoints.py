@@ -96,11 +96,11 @@ def test_a_state_that_lacks_the_moments_is_not_a_resume(tmp_path):
     restore(other, {**state_of(whole, {}), "optimizer": other.raw_optimizer.state_dict()})
     tiny.run_steps(whole, [4])
     tiny.run_steps(other, [4])
-    assert not same(state_of(other, {})["inflation"], state_of(whole, {})["inflation"])
+    assert not same(state_of(other, {})["weights"], state_of(whole, {})["weights"])
 
 
 def small_state(step):
-    return {"format": checkpoints.FORMAT, "step": step, "facts": "{}", "inflation": {"x": torch.randn(1000)}}
+    return {"format": checkpoints.FORMAT, "step": step, "facts": "{}", "weights": {"x": torch.randn(1000)}}
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
@@ -170,8 +170,8 @@ def test_resuming_with_another_value_names_the_option():
         check_same_facts(Path("a.pt"), {"learning_rate": 0.2}, {"learning_rate": 0.1}, {})
     with pytest.raises(ValueError, match="--ema is none"):
         check_same_facts(Path("a.pt"), {"ema": 0.9}, {"ema": None}, {})
-    with pytest.raises(ValueError, match="^`accelerate launch --num_processes` is 1, but .* made with 2"):
-        check_same_facts(Path("a.pt"), {"num_processes": 2}, {"num_processes": 1}, {})
+    with pytest.raises(ValueError, match="^--accumulation times the number of processes is 1, but .* made with 2"):
+        check_same_facts(Path("a.pt"), {"micro_batches": 2}, {"micro_batches": 1}, {})
     with pytest.raises(ValueError, match="--new-option"):
         check_same_facts(Path("a.pt"), {}, {"new_option": 1}, {"new_option": 0})
 
@@ -198,4 +198,4 @@ def test_the_state_holds_everything_that_moves(average):
     state = state_of(training, {})
     assert (state["ema"] is None) == (average is None)
     assert len(state["optimizer"]["state"]) == len(list(training.inflation.parameters()))
-    assert state["inflation"].keys() == training.inflation.state_dict().keys()
+    assert state["weights"].keys() == training.weights.state_dict().keys()

@@ -178,7 +178,7 @@ def test_stopped_and_resumed_gives_the_same_motion_file_and_state(place, trained
     assert code == 0, said
     assert same(motion_file(folder), motion_file(trained(FSDP, command)))
     ours, theirs = last_state(folder), last_state(trained(FSDP, command))
-    assert all(same(ours[part], theirs[part]) for part in ("inflation", "optimizer", "ema", "objective"))
+    assert all(same(ours[part], theirs[part]) for part in ("weights", "optimizer", "ema", "objective"))
 
 
 def test_a_loss_of_one_process_that_is_nan_stops_both_before_the_update(place):

@@ -309,7 +309,7 @@ def test_eight_bit_trains_and_resumes_to_the_bit(tmp_path):
     losses = tiny.run_steps(whole, [4, 5, 6])
     restore(resumed, read_state(path))
     assert tiny.run_steps(resumed, [4, 5, 6]) == losses
-    assert same(state_of(whole, {})["inflation"], state_of(resumed, {})["inflation"])
+    assert same(state_of(whole, {})["weights"], state_of(resumed, {})["weights"])
 
 
 @pytest.mark.parametrize("file, saves, steps", [("save", [3], 6), ("save_quit", [3], 3)])

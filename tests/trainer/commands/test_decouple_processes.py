@@ -1,0 +1,106 @@
+"""`decouple` with the whole image model on two processes: whole weights on each, divided ones, and a change of both."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run as tiny
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from stillmotion.trainer.cli import main
+from stillmotion.trainer.run import run as shared_path
+from stillmotion.trainer.run.checkpoints import saved_states
+
+ROOT = Path(__file__).resolve().parents[3]
+LAUNCH = "-m accelerate.commands.launch --num_processes 2 --main_process_port 0"
+DDP, FSDP = "--multi_gpu", "--use_fsdp --fsdp_version 2"
+SCRIPT = Path(__file__).resolve().parents[1] / "run/test_fsdp.py"
+NUMBERS = "--size 64x48 --frames 4 --steps 3 --learning-rate 1e-3 --warm-up 1 --ema 0.9 --save-every 1 --spatial full"
+QUIET = "--preview-every none --held-out-every 9 --weighting velocity"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A base and a single clip, which every process sees whatever the order."""
+    folder = tmp_path_factory.mktemp("decouple")
+    tiny.write_base_and_clips(folder, count=1)
+    return folder
+
+
+def words(place, output, *more):
+    return tiny.words(place, "decouple", output, *NUMBERS.split(), *QUIET.split(), *more)
+
+
+def on_two(place, way, output, *more):
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(tiny.__file__).parent)]),
+    }
+    command = [sys.executable, *LAUNCH.split(), *way.split(), str(SCRIPT), *words(place, output, *more)]
+    done = subprocess.run(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return files(place / output)
+
+
+def on_one(place, output, *more):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(shared_path, "report_estimate", lambda *_: None)
+        AcceleratorState._reset_state(True)
+        assert main(words(place, output, *more)) == 0
+    return files(place / output)
+
+
+def files(folder):
+    """The motion file and the U-Net of a run, in one."""
+    return {
+        f"{end}.{name}": tensor
+        for end in ("", "_unet")
+        for name, tensor in load_file(folder / f"{folder.name}{end}.safetensors").items()
+    }
+
+
+def largest_difference(ours, theirs):
+    """Leaves out biases that a norm of one channel a group takes away: AdamW makes whole steps of their rounding."""
+    assert ours.keys() == theirs.keys()
+    gone = ("conv1.bias", "time_emb_proj.bias", "in_layers.2.bias", "emb_layers.1.bias")
+    return max((ours[n] - theirs[n]).abs().max().item() for n in ours if not n.endswith(gone))
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    return on_one(place, "one", "--accumulation", "8")
+
+
+@pytest.fixture(scope="module")
+def two(place):
+    return on_two(place, DDP, "two", "--accumulation", "4")
+
+
+def test_two_processes_equal_one_with_accumulation(one, two):
+    """Of the eight micro-batches of a step two are of pictures in either; of one clip, all see the same."""
+    assert largest_difference(one, two) < 1e-5
+
+
+def test_divided_weights_equal_whole_ones_and_each_process_holds_half(place, two):
+    divided = on_two(place, FSDP, "divided", "--accumulation", "4")
+    assert largest_difference(divided, two) < 1e-5
+    held = [json.loads((place / f"divided.{rank}").read_text()) for rank in range(2)]
+    for process in held:
+        print(f"of {process['all']:,} numbers: {process['weights']:,} weights, {process['moments']:,} moments")
+        assert 0.45 < process["weights"] / process["all"] < 0.55
+        assert 0.45 < process["moments"] / process["all"] < 0.55
+    assert sum(process["weights"] for process in held) >= held[0]["all"]
+
+
+def test_a_save_of_two_processes_is_resumed_by_one(place, one, two):
+    shutil.copytree(place / "two", place / "alone")
+    saved_states(place / "alone/saves")[-1].unlink()
+    assert largest_difference(on_one(place, "alone", "--accumulation", "8", "--resume"), one) < 1e-5
