@@ -41,17 +41,16 @@ class Asked:
 NOTHING = Asked()
 
 
-def taken(given: Given | None, frames: int, absent: Absent, zero: Tensor) -> Given | None:
+def taken(given: Given | None, frames: int, absent: Absent, zero: float, shape: tuple[int, ...]) -> Given | None:
     """Return what a part takes of what it is given for clips of so many frames, None where that is nothing.
 
-    Where it never goes without, it takes `zero` for clips that were given nothing.
+    Where it never goes without, clips that were given nothing have a value full of `zero`, of this shape.
     """
     if absent == "nothing":
         return None if frames == 1 else given
     if given is None:
-        return Given(zero)
-    value = given.value.to(zero)
-    return Given(value if given.weight is None else torch.lerp(zero, value, over(given.weight, value)))
+        return Given(torch.full(shape, zero))
+    return given if given.weight is None else Given(zero + over(given.weight, given.value) * (given.value - zero))
 
 
 def over(weight: Tensor, value: Tensor) -> Tensor:

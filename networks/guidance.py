@@ -104,7 +104,7 @@ class MotionEmbedding(Embedding):
         Raises:
             ValueError: there are factors of another number of frames.
         """
-        given = taken(given, frames, self.absent, torch.zeros(1, frames, device=like.device))
+        given = taken(given, frames, self.absent, 0.0, (1, frames))
         if given is None:
             return None
         count = given.value.shape[1]
@@ -141,7 +141,7 @@ class AppearanceEmbedding(Embedding):
         Raises:
             ValueError: there are similarities of another number of frames.
         """
-        given = taken(given, frames, self.absent, torch.ones(1, frames, frames, device=like.device))
+        given = taken(given, frames, self.absent, 1.0, (1, frames, frames))
         if given is None:
             return None
         if given.value.shape[1:] != (frames, frames):

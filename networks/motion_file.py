@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -18,6 +18,7 @@ from .atomic import replacing, write_durably
 from .config import InflationConfig
 from .inflation import Inflation
 from .sites import Structure
+from .tensor_file import bytes_of, tensors_in, write_tensors
 from .upgrade import upgraded_description, upgraded_name, upgraded_tensors
 
 FORMAT_VERSION = 2
@@ -84,12 +85,12 @@ def write_motion_file(path: Path, tensors: dict[str, Tensor], info: MotionInfo) 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     check_finite(path, tensors)
-    data = safetensors.torch.save(tensors, _metadata(tensors, info))
+    metadata = _metadata(tensors, info)
     with replacing(Path(path)) as beside:
-        write_durably(beside, lambda file: file.write(data))
-        read_motion_file(beside)
+        write_durably(beside, lambda file: write_tensors(file, tensors, metadata))
+        read_motion_info(beside)
+        _check_hash(beside, tensors_in(beside))
 
 
 def _metadata(tensors: dict[str, Tensor], info: MotionInfo) -> dict[str, str]:
@@ -105,16 +106,16 @@ def _metadata(tensors: dict[str, Tensor], info: MotionInfo) -> dict[str, str]:
         "modelspec.implementation": "stillmotion",
         "modelspec.title": ", ".join(info.captions[:1]) or "motion",
         "modelspec.resolution": f"{info.width}x{info.height}",
-        "stillmotion": json.dumps({**own, "sha256": _hash(tensors, own)}),
+        "stillmotion": json.dumps({**own, "sha256": _hash(sorted(tensors.items()), own)}),
     }
 
 
-def _hash(tensors: dict[str, Tensor], description: dict) -> str:
-    """Hash the tensors and all that the file says of them."""
+def _hash(tensors: Iterable[tuple[str, Tensor]], description: dict) -> str:
+    """Hash the tensors, in the order of their names, and all that the file says of them."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         digest.update(name.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -144,16 +145,22 @@ def read_motion_info(path: Path, fits: Structure | None = None) -> MotionInfo:
 def read_motion_file(path: Path, fits: Structure | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
     """Return the file's description and its tensors, on the CPU. Arguments and errors as in `read_motion_info`."""
     info = read_motion_info(path, fits)
-    # read at once, not mapped: a mapped file could change under the tensors, and Windows would not let it be replaced
-    tensors = safetensors.torch.load(Path(path).read_bytes())
+    # read, not mapped: a mapped file could change under the tensors, and Windows would not let it be replaced
+    tensors = dict(tensors_in(Path(path)))
     check_finite(path, tensors)
+    version = _check_hash(path, tensors.items())
+    return info, upgraded_tensors(tensors) if version == 1 else tensors
+
+
+def _check_hash(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
+    """Return the version of the file's format, after a check that it holds these tensors as they were written."""
     own = _own_metadata(path, _read_header(Path(path))[1])
     if own.pop("sha256", None) != _hash(tensors, own):
         raise MotionFileError(f"{path} was changed after it was written (its checksum differs); copy it again.")
-    return info, upgraded_tensors(tensors) if own["format_version"] == 1 else tensors
+    return own["format_version"]
 
 
-def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise MotionFileError(f"{path} holds NaN or infinity in {name}; the training that made it diverged.")

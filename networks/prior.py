@@ -36,7 +36,7 @@ class PriorStem(nn.Module):
         Raises:
             ValueError: the prior's latents have another size.
         """
-        given = taken(prior, whole, self.absent, x.new_zeros(1, LATENT, *x.shape[-2:]))
+        given = taken(prior, whole, self.absent, 0.0, (1, LATENT, *x.shape[-2:]))
         if given is None:
             return None
         (height, width), own = given.value.shape[-2:], x.shape[-2:]

@@ -190,9 +190,12 @@ def frames_per_clip(rows: int, settings: tuple[Settings, ...]) -> int:
 
 
 def warn_of_length(seen: int, settings: tuple[Settings, ...]) -> None:
-    """Warn where layers see a single frame, or far more frames at once than they were trained on."""
+    """Warn where layers see a single frame, or far more frames at once than they were trained on.
+
+    With a prior a single frame is meant: the still that the clip is made of.
+    """
     for s in settings:
-        if seen == 1 or seen > 2 * s.motion.info.frames:
+        if (seen == 1 and not s.motion.info.config.prior) or seen > 2 * s.motion.info.frames:
             log.warning(
                 "%s was trained on clips of %d frames; here it sees %d at once: set batch_size of the latent, or"
                 " frames_per_clip of the STUNet Loader, nearer to that, or sample a long clip on Temporal Windows.",

@@ -19,34 +19,73 @@ COMFY_NAMES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 KINDS = {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}
 PREDICTIONS = {"epsilon": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION}
 
+GUESSED = "sd21"
+"""The family of which the host guesses by a statistic whether a model predicts v, and takes it to predict epsilon where
+that is low."""
+
 
 def set_schedule(model, motion: LoadedMotion, *, from_file: bool):
     """Return MODEL with the file's noise schedule where it differs, or warn where the model's is to stay.
 
-    The model's stays where another node has set one, as for LCM, or where `from_file` is false.
+    The model's stays where another node has set one, as for LCM, or where `from_file` is false. Of a family whose
+    prediction the host guesses, the file's prediction is set along with it.
 
     Raises:
         MotionFileError: the file is for models that predict something else, or names a schedule that is not known.
     """
     path, info = motion.path, motion.info
-    own_kind = model.model.model_type.name
-    if KINDS.get(info.prediction) != own_kind:
-        raise MotionFileError(
-            f"{path} is for models that predict {info.prediction}; this one predicts {own_kind.lower()}: load the base"
-            " that the file was trained on, or one like it."
-        )
     if info.schedule not in COMFY_NAMES:
         raise MotionFileError(f"{path} has the schedule {info.schedule!r}; known are {', '.join(COMFY_NAMES)}.")
+    known = _check_prediction(model, motion, from_file)
     wanted = _sampling(info)
-    if _same(model.get_model_object("model_sampling"), wanted):
+    if known and _same(model.get_model_object("model_sampling"), wanted):
         return model
-    if not from_file or "model_sampling" in model.object_patches:
-        log.warning("%s was trained on another noise schedule (%s) than this model has.", path.name, info.schedule)
+    if not from_file or _is_set(model):
+        log.warning("%s was trained on another noise schedule (%s) than this model has.", path.name, described(info))
         return model
-    log.info("%s brings its noise schedule, %s.", path.name, info.schedule)
+    log.info("%s brings its noise schedule, %s.", path.name, described(info))
     model = model.clone()
     model.add_object_patch("model_sampling", wanted)
     return model
+
+
+def described(info: MotionInfo) -> str:
+    ends = " with zero terminal SNR" if info.zero_snr else ""
+    return f"{info.schedule}{ends}" + ("" if info.prediction == "epsilon" else f", {info.prediction}")
+
+
+def _check_prediction(model, motion: LoadedMotion, from_file: bool) -> bool:
+    """Tell whether the model is known to predict what the file's do; if not, it is to be set from the file.
+
+    Raises:
+        MotionFileError: the model predicts something else.
+    """
+    info, own = motion.info, _predicts(model)
+    if KINDS.get(info.prediction) == own:
+        return True
+    guessed = own == "EPS" and info.prediction == "v_prediction" and info.family == GUESSED and not _is_set(model)
+    if guessed and from_file:
+        return False
+    remedy = (
+        "set schedule of the STUNet Loader to from file, which sets that too"
+        if guessed
+        else "load the base that the file was trained on, or one like it"
+    )
+    raise MotionFileError(
+        f"{motion.path} is for models that predict {info.prediction}; this one predicts {own.lower()}: {remedy}."
+    )
+
+
+def _predicts(model) -> str:
+    """Return what the host or a node before says that the model predicts."""
+    if _is_set(model) and isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.V_PREDICTION):
+        return "V_PREDICTION"
+    return model.model.model_type.name
+
+
+def _is_set(model) -> bool:
+    """Tell whether a node before has set how the model is sampled."""
+    return "model_sampling" in model.object_patches
 
 
 def _sampling(info: MotionInfo):
@@ -54,7 +93,7 @@ def _sampling(info: MotionInfo):
         pass
 
     settings = {"beta_schedule": COMFY_NAMES[info.schedule], "linear_start": BETA_START, "linear_end": BETA_END}
-    return Sampling(SimpleNamespace(sampling_settings=settings))
+    return Sampling(SimpleNamespace(sampling_settings=settings), zsnr=info.zero_snr)
 
 
 def _same(own, wanted) -> bool:

@@ -65,7 +65,7 @@ def format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-GROUPS = "options", "data", "model", "optimization", "memory", "evaluation", "runtime"
+GROUPS = "options", "data", "model", "decoupling", "spatial weights", "optimization", "memory", "evaluation", "runtime"
 """In the order in which `--help` shows them."""
 
 SIZE = BeforeValidator(parse_size)
@@ -124,7 +124,7 @@ def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for name in names:
             field = kind.model_fields[name]
-            group.add_argument(flag_of(name), help=help_of(field).replace("%", "%%"), **form_of(field))
+            group.add_argument(flag_of(name), dest=name, help=help_of(field).replace("%", "%%"), **form_of(field))
     for old, name in former_names(kind).items():
         form = form_of(kind.model_fields[name])
         parser.add_argument(flag_of(old), dest=name, help=argparse.SUPPRESS, **form)
@@ -155,7 +155,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    """Return the flag of an option; one whose name would be a keyword of Python has a "_" behind it."""
+    return "--" + name.removesuffix("_").replace("_", "-")
 
 
 def type_of(field: FieldInfo) -> Any:

@@ -20,6 +20,7 @@ from ..motion_file import (
     read_motion_file,
 )
 from .animatediff import from_animatediff, is_animatediff
+from .higen import is_higen, is_of_vgen
 from .modules import MODULE, Tensors, module_tensors
 from .motion_adapter import from_motion_adapter
 from .motion_lora import is_motion_lora
@@ -73,10 +74,18 @@ def from_tensors(tensors: Tensors, config: dict | None = None) -> tuple[MotionIn
     modules = module_tensors(tensors)
     _check_whole(tensors)
     if not modules:
-        raise ValueError("it holds no motion modules, as AnimateDiff's files and diffusers' MotionAdapter do")
+        raise ValueError(_why_none(tensors))
     if is_motion_lora(modules):
         raise ValueError("it is a motion LoRA; `python -m trainer convert --lora` merges it into a motion module")
     return from_animatediff(modules) if is_animatediff(modules) else from_motion_adapter(modules, config)
+
+
+def _why_none(tensors: Tensors) -> str:
+    if is_higen(tensors):
+        return "it is HiGen's release, image model and motion in one: `python -m trainer convert` makes two files of it"
+    if is_of_vgen(tensors):
+        return "it is a network of VGen's (I2VGen-XL, for example) other than HiGen's, the only one that can be used"
+    return "it holds no motion modules, as AnimateDiff's files and diffusers' MotionAdapter do"
 
 
 def _check_whole(tensors: Tensors) -> None:

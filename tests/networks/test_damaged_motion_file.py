@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from motion_files import EVERYTHING, GAMMA, SLIM, WEIGHT, contents, good_file, info_of
+from stillmotion.networks import motion_file
 from stillmotion.networks.motion_file import LARGEST_HEADER, MotionFileError, read_motion_file, read_motion_info
 from stillmotion.networks.sites import Level
 
@@ -251,7 +252,7 @@ def refusal(read, path, **arguments):
 @named(IN_THE_HEADER)
 def test_damage_in_the_header_is_refused_before_a_tensor_is_read(path, monkeypatch, damage, message):
     damage(path)
-    monkeypatch.setattr(safetensors.torch, "load", lambda *a, **k: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(motion_file, "tensors_in", lambda *a: pytest.fail("a tensor was read"))
     assert re.search(message, refusal(read_motion_file, path))
     assert re.search(message, refusal(read_motion_info, path))
 
@@ -308,6 +309,6 @@ def test_no_file_is_said_with_its_name(tmp_path, read):
     ids=["family", "widths", "blocks", "middle", "no middle"],
 )
 def test_a_file_for_another_model_is_refused_before_a_tensor_is_read(path, monkeypatch, structure, message):
-    monkeypatch.setattr(safetensors.torch, "load", lambda *a, **k: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(motion_file, "tensors_in", lambda *a: pytest.fail("a tensor was read"))
     assert re.search(message, refusal(read_motion_file, path, fits=structure))
     assert re.search(message, refusal(read_motion_info, path, fits=structure))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...networks.asked import NOTHING, Asked
 from ...networks.clip import Clip, Rows
 from ...networks.inflation import (
     Attached,
@@ -32,6 +33,7 @@ from ...networks.inflation import (
 )
 from ...networks.queries import QueryLora
 from ...networks.sites import Site, Structure, structure_from_diffusers
+from .spatial import Spatial, trained_of
 
 Penalty = Callable[[Tensor, Tensor, int], Tensor]
 """A loss of the queries and keys of a self-attention, `(clips * frames, heads, pixels, d)` each, and the frames."""
@@ -59,23 +61,41 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class InflatedUNet(nn.Module):
     """A frozen image U-Net and the inflation that makes it a video U-Net.
 
-    Its parameters that require gradients are exactly the inflation's. Without an inflation it is the frozen model,
-    bit for bit. The U-Net is taken over: its weights are frozen and the inflation's queries are put into it.
+    Its parameters that require gradients are exactly the inflation's, and those of `spatial`. Without an inflation it
+    is the frozen model, bit for bit. The U-Net is taken over: its weights are frozen and the inflation's queries are
+    put into it.
 
     Args:
         checkpointing: recompute each layer in the backward pass; half the memory and more for a third of the time.
+        spatial, rank, seed: what trains of the U-Net itself, see `trained_of`.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, inflation: Inflation | None = None, *, checkpointing: bool = False):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        inflation: Inflation | None = None,
+        *,
+        checkpointing: bool = False,
+        spatial: Spatial = "frozen",
+        rank: int = 16,
+        seed: int = 0,
+    ):
         super().__init__()
         self.unet, self.inflation, self.checkpointing = unet.requires_grad_(False).eval(), inflation, checkpointing
         self.sites = structure_of(unet).sites()
+        self.spatial = trained_of(unet, spatial, rank, seed)
         if inflation is not None:
             put_queries(unet, inflation, self.sites)
             inflation.requires_grad_(True)
 
     def forward(
-        self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip, added: dict[str, Tensor] | None = None
+        self,
+        sample: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        clip: Clip,
+        added: dict[str, Tensor] | None = None,
+        asked: Asked = NOTHING,
     ) -> Tensor:
         """Return the U-Net's prediction, shaped like `sample`.
 
@@ -84,8 +104,10 @@ class InflatedUNet(nn.Module):
             timesteps: `(clips * frames,)`.
             text: `(clips * frames, tokens, channels)`.
             added: SDXL's `text_embeds` and `time_ids`, a row for each frame.
+            asked: what the inflation's prior and guidance are given.
         """
-        return self.observe(sample, timesteps, text, clip, added, self._attached).prediction
+        attached = [] if self.inflation is None else [Attached(self.inflation, asked=asked)]
+        return self.observe(sample, timesteps, text, clip, added, attached).prediction
 
     def observe(
         self,
@@ -160,10 +182,6 @@ class InflatedUNet(nn.Module):
         if site.kind == "up":
             return double_frames(h, attached, site.name, clip, then)
         return halve_frames(h, attached, site.name, clip)
-
-    @property
-    def _attached(self) -> list[Attached]:
-        return [] if self.inflation is None else [Attached(self.inflation)]
 
     def _transformer(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def read_tensors(path: Path) -> Tensors:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # mapped, as safetensors are: what is not looked at takes no memory; torch's older files cannot be
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             "it cannot be read: it is damaged, or holds code beside tensors and is not to be trusted"
@@ -70,6 +72,8 @@ def unet_from_ldm(tensors: Tensors) -> UNet2DConditionModel:
     """Return a U-Net of SD1.5's, SD2.x's or SDXL's kind from its tensors in ldm names; any levels, blocks and
     widths."""
     structure = structure_from_ldm(shapes_of(tensors))
+    if missing := [name for name in ("input_blocks.0.0.weight", "out.2.weight") if name not in tensors]:
+        raise ValueError(f"its U-Net lacks {missing[0]}")
     with init_empty_weights(include_buffers=False):
         unet = UNet2DConditionModel(**unet_config(structure, shapes_of(tensors)))
     fill(unet, rename(tensors, layer_names(structure)), "U-Net")
@@ -85,7 +89,7 @@ def unet_config(structure: Structure, shapes: Mapping[str, Sequence[int]]) -> di
     """Return the arguments of UNet2DConditionModel. SD1.5 has 8 heads everywhere, the later families 64 channels a
     head."""
     levels, widths = structure.levels, [level.width for level in structure.levels]
-    proj_in = next(shape for name, shape in shapes.items() if name.endswith("1.proj_in.weight"))
+    proj_in = next((shape for name, shape in shapes.items() if name.endswith("1.proj_in.weight")), ())
     config = {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],

@@ -1,44 +1,85 @@
-"""`convert`: motion modules of AnimateDiff and diffusers to motion files, and back."""
+"""`convert`: motion modules of AnimateDiff and diffusers and HiGen's release to motion files, and back."""
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save
+import torch
 from torch import Tensor
 
-from ...networks.atomic import write_bytes
+from ...networks import tensor_file
+from ...networks.atomic import remove_unfinished, replacing, write_bytes, write_durably
 from ...networks.formats import animatediff, motion_adapter
-from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS
+from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS, explained
+from ...networks.formats.higen import is_higen
 from ...networks.formats.modules import Format
 from ...networks.formats.motion_lora import merged
 from ...networks.motion_file import MotionInfo, check_finite
+from ..base.ldm_checkpoint import read_tensors, shapes_of
 from ..base.motion_module import described, read_motion_module, read_pickled
+from ..base.released import Release, read_parts, release_of, whole_checkpoint
 from ..options import ConvertOptions
 from ..run.checkpoints import same
-from ..run.export import library_versions, write_and_open
+from ..run.export import check_written, library_versions, write_and_open
 
 log = logging.getLogger("stillmotion")
 
 
 def convert(options: ConvertOptions) -> None:
     """Read, merge and write; every file is read back before it is called done."""
-    info, tensors = read_motion_module(options.input)
+    if options.to == "higen":
+        write_pickled(options.output, read_parts(options.input, options.model))
+        log.info("%s is written", options.output)
+        return
+    info, tensors, release = read(options.input)
     log.info("%s: %s", options.input, described(info))
     if said := animatediff.remark(info):
         log.warning("It makes clips that are like AnimateDiff's, not the same: %s.", said)
     for path in options.lora:
         tensors = with_lora(path, info, tensors, options.lora_strength)
+    image_model = image_model_of(options, release)
     if options.to == "stillmotion":
         made_by = {**options.model_dump(mode="json"), "made_from": info.options}
         write_and_open(options.output, tensors, replace(info, options=made_by, versions=library_versions()))
     else:
         export(options, info, tensors)
     log.info("%s is written", options.output)
+    if image_model:
+        write_image_model(options, image_model)
+
+
+def read(path: Path) -> tuple[MotionInfo, Mapping[str, Tensor], Release | None]:
+    """Return what a file holds as a motion file does, and all of it where it is HiGen's release."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return *read_motion_module(path), None
+    tensors = read_pickled(path)
+    if not is_higen(tensors):
+        return *explained(path, tensors), None
+    release = release_of(path, tensors)
+    return release.info, release.motion, release
+
+
+def image_model_of(options: ConvertOptions, release: Release | None) -> Mapping[str, Tensor] | None:
+    """Return the image model that is to be written, None where the input holds none."""
+    if release is None:
+        if options.model or options.with_:
+            raise ValueError(f"--model and --with are for HiGen's release, and {options.input} is none; leave them out")
+        return None
+    return whole_checkpoint(release, options.with_) if options.with_ else release.unet
+
+
+def write_image_model(options: ConvertOptions, tensors: Mapping[str, Tensor]) -> None:
+    kind = "checkpoint" if options.with_ else "unet"
+    path = options.model or options.output.with_name(f"{options.output.stem}_{kind}.safetensors")
+    write_tensors(path, tensors)
+    node, folder = ("Load Checkpoint", "checkpoints") if options.with_ else ("Load Diffusion Model", "diffusion_models")
+    log.info("%s is written, the image model: %s of ComfyUI reads it from models/%s", path, node, folder)
 
 
 def with_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
@@ -88,4 +129,18 @@ def write_adapter(folder: Path, config: dict, tensors: Mapping[str, Tensor]) -> 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    write_bytes(path, save(dict(tensors), {"format": "pt"}))
+    remove_unfinished(path.parent, glob.escape(path.name))
+    with replacing(path) as beside:
+        write_durably(beside, lambda file: tensor_file.write_tensors(file, tensors, {"format": "pt"}))
+        check_written(beside, tensors)
+
+
+def write_pickled(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a state dict as torch does, and read it back by its checksums: with its tensors it would need the memory
+    twice."""
+    remove_unfinished(path.parent, glob.escape(path.name))
+    with replacing(path) as beside:
+        write_durably(beside, lambda file: torch.save(dict(tensors), file))
+        with zipfile.ZipFile(beside) as archive:
+            assert archive.testzip() is None, f"{path} reads back differently"
+        assert shapes_of(read_tensors(beside)) == shapes_of(tensors), f"{path} reads back differently"

@@ -15,8 +15,9 @@ from torch import Tensor
 from ...networks.atomic import remove_unfinished
 from ...networks.config import InflationConfig
 from ...networks.inflation import Inflation
-from ...networks.motion_file import MotionInfo, read_motion_file, write_motion_file
+from ...networks.motion_file import MotionInfo, read_motion_info, write_motion_file
 from ...networks.sites import Structure
+from ...networks.tensor_file import tensors_in
 from ..base.division import gather
 from .checkpoints import same
 from .loop import Training
@@ -26,25 +27,28 @@ log = logging.getLogger("stillmotion")
 
 @contextmanager
 def ema_weights(training: Training) -> Iterator[None]:
-    """Put the weights that will be exported into the inflation inside: EMA weights, where there are any."""
+    """Put the weights that will be exported into the network inside: EMA weights, where there are any."""
     if training.ema is None or not training.ema.n_averaged:
         yield
         return
-    before = {name: tensor.clone() for name, tensor in training.inflation.state_dict().items()}
-    training.inflation.load_state_dict(training.ema.module.state_dict())
+    before = {name: tensor.clone() for name, tensor in training.weights.state_dict().items()}
+    training.weights.load_state_dict(training.ema.module.state_dict())
     try:
         yield
     finally:
-        training.inflation.load_state_dict(before)
+        training.weights.load_state_dict(before)
 
 
-def exported_weights(training: Training) -> dict[str, Tensor]:
+def exported_weights(training: Training, part: str = "inflation") -> dict[str, Tensor]:
     """Return the tensors of the motion file, on the first process: EMA weights where there are any.
 
     All processes must call it.
+
+    Args:
+        part: "inflation", or "spatial" for what trained of the image model.
     """
     with ema_weights(training):
-        tensors = gather(training.inflation.state_dict())
+        tensors = gather(training.weights[part].state_dict())
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
@@ -56,8 +60,17 @@ def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) 
     """
     remove_unfinished(path.parent, glob.escape(path.name))
     write_motion_file(path, dict(tensors), info)
-    _, found = read_motion_file(path, fits=info.structure)
-    assert same(found, dict(tensors)), f"{path} reads back differently"
+    read_motion_info(path, fits=info.structure)
+    check_written(path, tensors)
+
+
+def check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that a safetensors file holds these tensors, bit for bit, with one of them in memory at a time."""
+    found = 0
+    for name, tensor in tensors_in(path):
+        assert name in tensors and same(tensor, tensors[name]), f"{path} reads back differently"
+        found += 1
+    assert found == len(tensors), f"{path} reads back differently"
 
 
 def fresh_inflation(config: InflationConfig, structure: Structure, seed: int) -> Inflation:
