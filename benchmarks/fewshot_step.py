@@ -19,7 +19,7 @@ from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, R
 from stillmotion.networks.inflation import Inflation
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.losses.denoising import noise_loss
+from stillmotion.trainer.losses.denoising import prediction_loss
 from stillmotion.trainer.run.optimiser import make_optimizer
 
 FROZEN = InflationConfig(queries=Queries(16))
@@ -61,7 +61,7 @@ class Step:
     def __call__(self):
         with torch.autocast(self.options.device.type, torch.bfloat16, enabled=self.options.bf16):
             predicted = self.model(self.sample, self.times, self.text, Clip.of(self.options.frames))
-        noise_loss(predicted, self.sample, self.options.frames, "noisy").mean().backward()
+        prediction_loss(predicted, self.sample, self.options.frames, "noisy").mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

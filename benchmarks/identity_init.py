@@ -77,7 +77,7 @@ def main():
         inflation = fresh_inflation(inflation_config(options, options.frames, structure), structure, seed=0)
         torch.manual_seed(0)
         network = network_for(options, base, change(inflation))
-        training = new_training(options, session.accelerator, Objective(network, plan_of(session)))
+        training = new_training(options, session.accelerator, Objective(network, plan_of(session, base)))
         source = partial(batch_for, training.plan, clips[HELD_OUT:], no_caption, 1)
         losses = [fixed_noise_loss(training, clips[:HELD_OUT])]
         for step in range(1, options.steps + 1):

@@ -1,4 +1,4 @@
-"""Estimate the VRAM that a step of `inflate` takes with each file of trainer/presets, on the U-Net of SD1.5.
+"""Estimate the VRAM of a step of `inflate` and `decouple` with each file of trainer/presets, on the U-Net of SD1.5.
 
     python benchmarks/presets.py                (a minute or two for each file)
     python benchmarks/presets.py 24gb           (one of them)
@@ -24,12 +24,14 @@ from stillmotion.networks.inflation import Inflation
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Batch, Plan
 from stillmotion.trainer.config import read_options
+from stillmotion.trainer.losses.decoupling import Decoupling
 from stillmotion.trainer.losses.objective import Objective
-from stillmotion.trainer.options import InflateOptions
-from stillmotion.trainer.run.architecture import inflation_config
+from stillmotion.trainer.options import DecoupleOptions, InflateOptions
+from stillmotion.trainer.run.architecture import decoupled, inflation_config
 from stillmotion.trainer.run.estimate import GIB, estimate_memory
 from stillmotion.trainer.run.loop import start_training, update
 from stillmotion.trainer.run.optimiser import Schedule
+from stillmotion.trainer.run.run import spatial_of
 from stillmotion.trainer.run.terms import terms_of
 from torch import nn
 
@@ -38,7 +40,8 @@ USABLE = 0.9
 
 
 def options_of(file):
-    return read_options(InflateOptions, ["--videos", "set", "--base", "sd15", "--config", str(file)], "inflate")
+    kind = DecoupleOptions if file.name.startswith("higen") else InflateOptions
+    return read_options(kind, ["--videos", "set", "--base", "sd15", "--config", str(file)], "")
 
 
 def objective_of(options, device="cpu"):
@@ -46,11 +49,14 @@ def objective_of(options, device="cpu"):
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         config = inflation_config(options, options.frames, structure_of(unet))
+        config = decoupled(config, options, "latent") if isinstance(options, DecoupleOptions) else config
         inflation = Inflation(config, structure_of(unet))
-    nn.Module.to(unet, torch.bfloat16)  # diffusers' own warns
-    network = InflatedUNet(unet, inflation, checkpointing=options.checkpointing).to_empty(device=device)
+    spatial = spatial_of(options)
+    if spatial.get("spatial") != "full":
+        nn.Module.to(unet, torch.bfloat16)  # diffusers' own warns
+    network = InflatedUNet(unet, inflation, checkpointing=options.checkpointing, **spatial).to_empty(device=device)
     plan = Plan(options.seed, options.frames, cells_of(options))
-    return Objective(network, plan, terms_of(options, network, plan))
+    return Objective(network, plan, terms_of(options, network, plan), Decoupling() if config.motion else None)
 
 
 def cells_of(options):

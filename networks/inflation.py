@@ -15,10 +15,8 @@ A host runs the frozen U-Net and calls the functions below, in this order in eve
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from .asked import NOTHING, Asked
 from .building import SAMPLE, TEXT, TIME, build
 from .clip import Clip, thin_rows
 from .config import InflationConfig
+from .keyframes import Keyframes, value_at
 from .kinds import BLOCKS
 from .mapping import pad_channels
 from .prior import for_frames
@@ -105,7 +104,7 @@ class Attached:
     recurrence: float = 1.0
     mapping: float = 1.0
     levels: tuple[float, ...] = ()
-    keyframes: tuple[tuple[int, float], ...] = ()
+    keyframes: Keyframes = ()
     asked: Asked = NOTHING
 
     def whole(self, clip: Clip) -> int:
@@ -120,11 +119,7 @@ class Attached:
 
     def factor(self, frame: int) -> float:
         """Return the factor of a frame of the whole video, by the keyframes."""
-        after = bisect(self.keyframes, frame, key=itemgetter(0))
-        if after in (0, len(self.keyframes)):
-            return self.keyframes[max(0, after - 1)][1]
-        (start, low), (end, high) = self.keyframes[after - 1 : after + 1]
-        return low + (high - low) * (frame - start) / (end - start)
+        return value_at(self.keyframes, frame)
 
 
 def _active(attached: Iterable[Attached], site: str, part: str) -> Iterator[tuple[Attached, nn.Module]]:

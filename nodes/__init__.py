@@ -1,10 +1,12 @@
 """The nodes that ComfyUI shows: schemas and one call each."""
 
 from .compat import ComfyExtension
+from .guidance import MotionAppearanceGuidance
 from .guide import MGGuider
 from .inspect import MeasureMotion, XTSlice
 from .load import RecurrentMotionLoRA, STUNetLoader
 from .noise import MappingNetworkNoise
+from .prior import SpatialPrior
 from .sample import MGGuidanceSampler
 from .style import StyleBalance
 from .upscale import MultiDiffusionUpscale
@@ -18,6 +20,8 @@ class StillmotionExtension(ComfyExtension):
         return [
             STUNetLoader,
             RecurrentMotionLoRA,
+            SpatialPrior,
+            MotionAppearanceGuidance,
             MappingNetworkNoise,
             MGGuider,
             MGGuidanceSampler,

@@ -12,12 +12,14 @@ import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..networks.asked import NOTHING
 from ..networks.clip import Clip
 from ..networks.inflation import Attached
 from ..networks.motion_file import check_fits
 from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
 from ..samplers.strengths import levels_for
+from .asks import NO_ASKS, Asks, asked_of, put_into_conditions, take_carried, whole_frames
 from .motion import LoadedMotion
 from .unet import check_rank, pack_window, run_unet
 
@@ -40,11 +42,13 @@ class Settings:
     Args:
         attached: the file's own inflation; on other devices the host has copies of it, with the same strengths.
         frames_per_clip: 0 where all frames of a LATENT are one clip.
+        asks: what the user asks of its prior and its guidance.
     """
 
     motion: LoadedMotion
     attached: Attached
     frames_per_clip: int = 0
+    asks: Asks = NO_ASKS
 
     def with_mapping(self, on: bool) -> Settings:
         """Return these with the mapping network at the strength of the temporal parts, or off."""
@@ -155,6 +159,8 @@ def outer_sample(executor, noise, *args, **kwargs):
     frames = frames_per_clip(noise.shape[0], settings)
     windows = guider.model_options.get("context_handler")
     warn_of_length(min(frames, windows.context_length) if windows else frames, settings)
+    asks = [s.asks for s in settings]
+    guider.conds = put_into_conditions(guider.conds, asks, noise.shape[-2:], guider.model_patcher.load_device)
     guider.model_options["transformer_options"][KEY] = Run(frames)
     return executor(noise, *args, **kwargs)
 
@@ -199,10 +205,12 @@ def warn_of_length(seen: int, settings: tuple[Settings, ...]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """State of one sampling run, for its forwards: frames of a clip (0: not noted) and the inflations on a device."""
+    """State of one sampling run, for its forwards: frames of a clip (0: not noted), and the inflations on a device with
+    what each is asked for."""
 
     frames: int
     attached: tuple[Attached, ...] = ()
+    asks: tuple[Asks, ...] = ()
 
 
 def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
@@ -223,10 +231,11 @@ def _extra_memory(model, noise_shape) -> int:
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
     """Find the inflations on the device of this call: the host keeps one copy of model and inflation per device."""
     patcher = executor.class_obj.current_patcher
-    loaded = zip(patcher.get_additional_models_with_key(KEY), patcher.get_attachment(KEY))
+    settings = patcher.get_attachment(KEY)
+    loaded = zip(patcher.get_additional_models_with_key(KEY), settings)
     attached = tuple(replace(settings.attached, inflation=patcher.model) for patcher, settings in loaded)
     run = transformer_options.get(KEY) or Run(0)
-    options = {**transformer_options, KEY: Run(run.frames, attached)}
+    options = {**transformer_options, KEY: Run(run.frames, attached, tuple(s.asks for s in settings))}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
@@ -235,8 +244,16 @@ def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=N
     run = transformer_options[KEY]
     clip = clip_of(x.shape[0], transformer_options, run.frames)
     name_frames(transformer_options, clip)
-    executor.original = partial(run_unet, executor.class_obj, run.attached, clip)
+    attached = with_asked(run, clip, kwargs, x.shape[-2:])
+    executor.original = partial(run_unet, executor.class_obj, attached, clip)
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+def with_asked(run: Run, clip: Clip, options: dict, size) -> list[Attached]:
+    """Return the inflations of a run with what each is asked for in this forward, some of which is in its options."""
+    carried, whole = take_carried(options, clip.frames), whole_frames(clip, run.frames)
+    asked = [asked_of(asks, i, carried, whole, size) for i, asks in enumerate(run.asks)]
+    return [a if now is NOTHING else replace(a, asked=now) for a, now in zip(run.attached, asked)]
 
 
 def clip_of(rows: int, transformer_options: dict, frames: int) -> Clip:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import comfy.latent_formats
 import numpy as np
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..samplers.factors import frame_difference_curve, motion_factors, seam, x_t_slice, y_t_slice
+from ..samplers.factors import (
+    appearance_factor,
+    frame_difference_curve,
+    motion_factors,
+    seam,
+    x_t_slice,
+    y_t_slice,
+)
 from .compat import io, ui
+from .features import features_name, look_of, scaled_latents
 from .plot import line_plot
 
 SMALLEST = 16
 """Pixels of a side from which on the optical flow works; below it OpenCV ends the whole process on some shapes."""
 
+NO_LOOK = "The appearance factor was not measured: connect a CLIP_VISION, a VAE or a LATENT to Measure Motion."
 UNMEASURED = "The motion factor was not measured: connect a VAE or a LATENT to Measure Motion."
 
 
@@ -55,30 +63,26 @@ def mean_flow(images: Tensor) -> float:
     return float(np.mean(lengths)) if lengths else 0.0
 
 
-def mean_motion_factor(latents: Tensor, frames: int) -> float:
-    """Return the mean motion factor of a clip's latents as they are in a LATENT; 0 for a single frame.
-
-    Raises:
-        ValueError: these are no latents of Stable Diffusion, or not of so many frames.
-    """
-    if latents.ndim != 4 or latents.shape[1] != 4:
-        raise ValueError(
-            f"These latents have the shape {tuple(latents.shape)}; motion factors are defined for Stable Diffusion's,"
-            " (frames, 4, height, width): connect an SD1.5 VAE alone, or neither VAE nor LATENT for flow and plot."
-        )
-    if len(latents) != frames:
-        raise ValueError(f"The LATENT has {len(latents)} frames and the IMAGE {frames}; they must be the same clip.")
-    factors = motion_factors(comfy.latent_formats.SD15().process_in(latents))
+def mean_motion_factor(scaled: Tensor) -> float:
+    """Return the mean motion factor of a clip's scaled latents; 0 for a single frame."""
+    factors = motion_factors(scaled)
     return factors.mean().item() if len(factors) else 0.0
 
 
-def summary(factor: float | None, flow: float, curve: Tensor) -> str:
-    """Return what was measured, in one line or two."""
+def summary(factor: float | None, flow: float, curve: Tensor, look: float | None = None, features: str = "") -> str:
+    """Return what was measured, in one line to three."""
     told = "not measured" if factor is None else f"{factor:.0f}"
     lines = [f"motion factor {told}, flow {flow:.2f} pixels per frame"]
+    if look is not None:
+        lines.append(f"appearance factor {look:.3f} ({features} features)")
     if len(curve) > 2 and curve.median() > 0:
         lines.append(f"largest jump: {seam(curve):.1f} times the median, after frame {curve.argmax().item()}")
     return "\n".join(lines)
+
+
+def rows_of(similarity: Tensor) -> str:
+    """Return similarities as text, a line for each frame."""
+    return "\n".join(" ".join(f"{value:.3f}" for value in row) for row in similarity.tolist())
 
 
 class MeasureMotion(io.ComfyNode):
@@ -97,6 +101,12 @@ class MeasureMotion(io.ComfyNode):
                     "vae", optional=True, tooltip="An SD1.5 VAE; it encodes the frames for the motion factor."
                 ),
                 io.Latent.Input("latent", optional=True, tooltip="The same clip as latents: then nothing is encoded."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Image model that the appearance factor is measured by, DINOv2 or CLIP. Not connected: the"
+                    " latents, which tell colours and places alone.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -104,21 +114,33 @@ class MeasureMotion(io.ComfyNode):
                 ),
                 io.Float.Output("mean_flow", tooltip="Mean length of the optical flow, in pixels per frame."),
                 io.Image.Output("plot", tooltip="Mean squared difference of neighbouring frames, over the clip."),
+                io.Float.Output(
+                    "appearance_factor",
+                    tooltip="HiGen's appearance factor: how far the last frame's look is from the first's, 0 the same.",
+                ),
+                io.String.Output(
+                    "similarity", tooltip="How like each other all frames are: a line of cosines for each frame."
+                ),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, images, vae=None, latent=None) -> io.NodeOutput:
+    def execute(cls, images, vae=None, latent=None, clip_vision=None) -> io.NodeOutput:
         check_frames(images)
         flow, curve = mean_flow(images), frame_difference_curve(images[..., :3])
         if latent is None and vae is not None:
             latent = {"samples": vae.encode(images[..., :3])}
-        factor = None if latent is None else mean_motion_factor(latent["samples"], len(images))
-        text = summary(factor, flow, curve)
+        scaled = None if latent is None else scaled_latents(latent["samples"], len(images))
+        factor = None if scaled is None else mean_motion_factor(scaled)
+        similarity = None if scaled is None and clip_vision is None else look_of(scaled, images, clip_vision)
+        look = None if similarity is None else appearance_factor(similarity).item()
+        text = summary(factor, flow, curve, look, features_name(clip_vision))
         plot = line_plot(curve.tolist(), text, "frame", "mean squared difference to the next frame")
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
-        return io.NodeOutput(ExecutionBlocker(UNMEASURED) if factor is None else factor, flow, plot, ui=shown)
+        measured = ExecutionBlocker(UNMEASURED) if factor is None else factor
+        looks = [ExecutionBlocker(NO_LOOK)] * 2 if similarity is None else [look, rows_of(similarity)]
+        return io.NodeOutput(measured, flow, plot, *looks, ui=shown)
 
 
 class XTSlice(io.ComfyNode):

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 REFERENCE = 4 * 32 * 56
 """Numbers in a frame of Stable Diffusion's latents at 448 x 256 pixels."""
 
+MOST_MOTION = 2000.0
+"""Largest motion factor that users ask for; that of clips where all moves is about 1770."""
+
 LATENT_FEATURES = "latent"
 """Name of the features that `latent_features` makes, as motion files have it."""
 

@@ -136,6 +136,9 @@ STRATEGIES = {
 }
 """All strategies by name: what is added here is an option of the node, and tested; its help page needs a row."""
 
+OTHER_DRAWS = 0x9E3779B97F4A7C15
+"""Turns a seed into one whose draws have nothing to do with its own."""
+
 AXES = {4: "(clips frames) c h w", 5: "clips c frames h w"}
 """Layout of frames in latents of image models and of video models."""
 
@@ -211,6 +214,34 @@ def draw_noise(
         count += -count % frames  # up to the end of the clip
     own = [torch.randn(1, *shape[1:], generator=generator, device=generator.device) for _ in range(count)]
     return correlate(torch.cat(own), strategy, share, frames=frames, printed=printed)[list(rows)]
+
+
+def offset_noise(noise: Tensor, offset: float, seed: int, rows: Sequence[int] | None = None) -> Tensor:
+    """Return noise whose frames are lighter or darker as a whole: e + o n, n one normal number for each channel of each
+    frame of each clip.
+
+    A clip may then start dark or bright, which noise of mean 0 keeps it from where training did the same. The noise
+    itself stays as it is, and the numbers of a frame depend neither on the frames after it nor on its size.
+
+    Source: HiGen's released network (arXiv 2312.04483), with offset 0.1.
+
+    Args:
+        noise: (clips * frames, channels, height, width) or (clips, channels, frames, height, width).
+        offset: no unit, 0 or more; 0 returns `noise`.
+        seed: of the numbers alone.
+        rows: as in `draw_noise`.
+
+    Raises:
+        ValueError: the offset is below 0.
+    """
+    if not 0 <= offset < inf:
+        raise ValueError(f"The offset is {offset:g}; it must be 0 or more.")
+    if offset == 0:
+        return noise
+    rows = range(len(noise)) if rows is None else rows
+    generator = torch.Generator().manual_seed(seed ^ OTHER_DRAWS)
+    drawn = torch.stack([torch.randn(noise.shape[1:-2], generator=generator) for _ in range(max(rows) + 1)])
+    return noise + offset * drawn[list(rows), ..., None, None].to(noise)
 
 
 def check_share(strategy: str, share: float) -> None:

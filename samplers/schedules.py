@@ -14,6 +14,9 @@ BETA_START, BETA_END = 0.00085, 0.012
 NoiseSchedule = Literal["scaled_linear", "linear"]
 """Schedules of betas, in diffusers' names: linear in their square root, or in themselves."""
 
+Prediction = Literal["epsilon", "v_prediction"]
+"""What a U-Net predicts, in diffusers' names: the noise ε, or the velocity v = √ᾱ ε - √(1 - ᾱ) z."""
+
 PURE_NOISE = 1e-6
 """Least signal that a ratio is formed with: where a flow begins there is none at all."""
 

@@ -34,10 +34,15 @@ def levels_for(factors: tuple[float, ...], levels: int) -> tuple[float, ...]:
     return factors * levels if len(factors) == 1 else factors
 
 
-def parse_keyframes(text: str) -> tuple[tuple[int, float], ...]:
+def parse_keyframes(
+    text: str, name: str = "keyframes", most: float = LARGEST, example: str = '"0: 1.0, 8: 0.5"'
+) -> tuple[tuple[int, float], ...]:
     """Return frames with their factors, in rising order, of "0: 1.0, 8: 0.5, 15: 1.2"; () of an empty text.
 
     Line breaks may stand in the place of commas, or beside them.
+
+    Args:
+        name, most, example: of the input that users write it in: its name, its largest factor and some of its text.
 
     Raises:
         ValueError: a part is no `frame: factor`, or a frame is there twice.
@@ -46,19 +51,19 @@ def parse_keyframes(text: str) -> tuple[tuple[int, float], ...]:
     for part in filter(None, map(str.strip, re.split("[,\n]", text))):
         found = KEYFRAME.fullmatch(part)
         if not found:
-            raise ValueError(f'keyframes has {part!r}; write frame: factor, for example "0: 1.0, 8: 0.5".')
+            raise ValueError(f"{name} has {part!r}; write frame: factor, for example {example}.")
         frame = int(found[1])
         if frame in keyframes:
-            raise ValueError(f"keyframes has frame {frame} twice; give each frame one factor.")
-        keyframes[frame] = _factor(found[2].strip("()\"' "), "keyframes", '"0: 1.0, 8: 0.5"')
+            raise ValueError(f"{name} has frame {frame} twice; give each frame one factor.")
+        keyframes[frame] = _factor(found[2].strip("()\"' "), name, example, most)
     return tuple(sorted(keyframes.items()))
 
 
-def _factor(text: str, name: str, example: str) -> float:
+def _factor(text: str, name: str, example: str, most: float = LARGEST) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= LARGEST:
-        raise ValueError(f"{name} has {text.strip()!r}; write numbers from 0 to {LARGEST:g}, for example {example}.")
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} has {text.strip()!r}; write numbers from 0 to {most:g}, for example {example}.")
     return value

@@ -24,6 +24,7 @@ COMMANDS = {
     "check": Command(options.CheckOptions, "check", "check"),
     "fewshot": Command(options.FewShotOptions, "fewshot", "fewshot"),
     "inflate": Command(options.InflateOptions, "inflate", "inflate"),
+    "decouple": Command(options.DecoupleOptions, "decouple", "decouple"),
     "convert": Command(options.ConvertOptions, "convert", "convert"),
 }
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from stillmotion.samplers.factors import frame_difference_curve
+from stillmotion.samplers.factors import appearance_similarity, frame_difference_curve, latent_features
 
 
 @pytest.fixture
@@ -184,3 +184,35 @@ def test_motion_draws_slanted_lines(comfyui):
     """A texture that moves left by 3 pixels a frame is in the next line of the slice 3 pixels further left."""
     rows = slice_of(shifting(3))[0]
     assert torch.equal(rows[1:, :-3], rows[:-1, 3:])
+
+
+@pytest.mark.parametrize("source", ["latent", "clip_vision", "both"])
+def test_the_appearance_factor_is_of_the_image_model_or_else_of_the_latents(measure, source):
+    raw, images = torch.randn(4, 4, 10, 15).cumsum(0), shifting(3, frames=4)
+    vision = SimpleNamespace(encode_image=lambda x: {"image_embeds": x.mean((1, 2))}, model=object())
+    given = {"latent": {"samples": raw}, "clip_vision": vision}
+    measured = measure(images, **(given if source == "both" else {source: given[source]}))
+    features = latent_features(raw * 0.18215) if source == "latent" else images.mean((1, 2))
+    similarity = appearance_similarity(features)
+    factor = 1 - similarity[0, 3].item()
+    assert measured.appearance_factor == pytest.approx(factor, abs=1e-6)
+    rows = [[float(number) for number in line.split()] for line in measured.similarity.split("\n")]
+    torch.testing.assert_close(torch.tensor(rows), similarity, rtol=0, atol=6e-4)
+    kind = "latent" if source == "latent" else "clip"
+    assert f"appearance factor {factor:.3f} ({kind} features)" in measured.text[0]
+    assert isinstance(measured.motion_factor, float) == (source != "clip_vision")
+
+
+def test_without_latents_and_image_model_the_look_is_blocked_and_not_told(measure):
+    measured = measure(shifting(1))
+    for blocked in (measured.appearance_factor, measured.similarity):
+        assert "connect a CLIP_VISION, a VAE or a LATENT" in blocked.message
+    assert "appearance" not in measured.text[0]
+
+
+def test_new_outputs_come_behind_those_of_older_graphs(measure):
+    from stillmotion.nodes.inspect import MeasureMotion
+
+    schema = MeasureMotion.define_schema()
+    assert [o.id for o in schema.outputs][:3] == ["motion_factor", "mean_flow", "plot"]
+    assert [i.id for i in schema.inputs][:3] == ["images", "vae", "latent"]

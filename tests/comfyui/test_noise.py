@@ -270,3 +270,21 @@ def test_latents_of_several_parts_are_refused(small_model):
     noise, _ = ours(small_model())
     with pytest.raises(ValueError, match="several parts"):
         noise.generate_noise({"samples": NestedTensor([torch.zeros(1, 4, 5, 8, 6), torch.zeros(1, 8, 20, 16)])})
+
+
+@pytest.mark.parametrize("strategy", ["iid", "progressive"])
+def test_an_offset_is_added_to_the_noise_of_any_strategy(small_model, strategy):
+    from stillmotion.nodes.noise import MappingNetworkNoise
+
+    def drawn(*offset, frames=12, **others):
+        settings = (small_model(), strategy, 0.5, 7, "preserved", "from file")
+        return (
+            MappingNetworkNoise.execute(*settings, *offset).result[0].generate_noise(latent(frames, 4, 8, 6, **others))
+        )
+
+    plain = drawn()
+    assert torch.equal(drawn(0.0), plain)
+    added = drawn(0.1) - plain
+    torch.testing.assert_close(added, added.mean((-1, -2), keepdim=True).expand_as(added), rtol=0, atol=1e-5)
+    assert added.std().item() == pytest.approx(0.1, rel=0.3) and torch.equal(drawn(0.1) - plain, added)
+    assert torch.equal(drawn(0.1, frames=3, batch_index=[6, 7, 8]), drawn(0.1)[6:9])

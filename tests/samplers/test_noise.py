@@ -3,7 +3,7 @@
 import pytest
 import torch
 from einops import rearrange
-from stillmotion.samplers.noise import STRATEGIES, correlate, draw_noise
+from stillmotion.samplers.noise import STRATEGIES, correlate, draw_noise, offset_noise
 
 CORRELATED = sorted(set(STRATEGIES) - {"iid"})
 FRAMES = 7
@@ -240,3 +240,40 @@ def test_latents_of_another_rank_are_refused(shape):
 def test_frames_that_are_no_whole_number_of_clips_are_refused(shape, frames):
     with pytest.raises(ValueError, match=f"has 10 frames, which are no whole number of clips of {frames} frames"):
         draw_noise(shape, seeded(), frames=frames)
+
+
+def test_no_offset_is_the_noise_itself():
+    own = torch.randn(3, 4, 5, 6)
+    assert offset_noise(own, 0.0, seed=3) is own
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 5, 7), (2, 4, 3, 5, 7)])
+def test_an_offset_is_one_number_for_each_channel_of_each_frame(shape):
+    own = torch.randn(shape)
+    added = offset_noise(own, 0.3, seed=3) - own
+    numbers = added.mean((-1, -2), keepdim=True)
+    torch.testing.assert_close(added, numbers.expand(shape), rtol=0, atol=1e-5)
+    assert numbers.unique().numel() == numbers.numel()
+    twice = offset_noise(own, 0.6, seed=3) - own
+    torch.testing.assert_close(twice, 2 * added, rtol=0, atol=1e-5)
+
+
+def test_the_offset_numbers_are_normal():
+    numbers = offset_noise(torch.zeros(4000, 4, 1, 1), 0.1, seed=5)
+    assert numbers.mean().abs() < 0.004 and numbers.std().item() == pytest.approx(0.1, rel=0.03)
+
+
+def test_the_offset_follows_its_seed_and_not_the_length_of_the_batch():
+    own = torch.zeros(8, 4, 2, 2)
+    whole = offset_noise(own, 0.1, seed=2**64 - 1)
+    assert torch.equal(whole, offset_noise(own, 0.1, seed=2**64 - 1))
+    assert not torch.equal(whole, offset_noise(own, 0.1, seed=0))
+    assert torch.equal(whole[:5], offset_noise(own[:5], 0.1, seed=2**64 - 1))
+    rows = [6, 2, 2]
+    assert torch.equal(whole[rows], offset_noise(own[:3], 0.1, seed=2**64 - 1, rows=rows))
+
+
+@pytest.mark.parametrize("offset", [-0.1, float("inf"), float("nan")])
+def test_an_offset_that_is_none_is_refused(offset):
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        offset_noise(torch.zeros(1, 4, 2, 2), offset, seed=0)

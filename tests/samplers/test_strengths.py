@@ -73,3 +73,18 @@ def test_a_keyframe_whose_factor_is_none_is_refused(factor):
 def test_a_frame_that_is_there_twice_is_refused():
     with pytest.raises(ValueError, match="^keyframes has frame 8 twice; give each frame one factor"):
         parse_keyframes("0: 1, 8: 1, 08: 0.5")
+
+
+def test_other_inputs_have_their_own_range_and_name():
+    def parse(text):
+        return parse_keyframes(text, "motion_keyframes", 2000.0, '"0: 300"')
+
+    assert parse("0: 300, 15: 2000") == ((0, 300.0), (15, 2000.0))
+    with pytest.raises(
+        ValueError, match="^motion_keyframes has '2001'; write numbers from 0 to 2000, for .* \"0: 300\""
+    ):
+        parse("0: 2001")
+    with pytest.raises(ValueError, match="^motion_keyframes has 'much'; write frame: factor, for example \"0: 300\""):
+        parse("much")
+    with pytest.raises(ValueError, match="^motion_keyframes has frame 1 twice"):
+        parse("1: 2, 1: 3")

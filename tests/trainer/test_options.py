@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from stillmotion.trainer.cli import COMMANDS
 from stillmotion.trainer.config import GROUPS, groups_of, make_parser, read_options
-from stillmotion.trainer.options import FewShotOptions, InflateOptions
+from stillmotion.trainer.options import DecoupleOptions, FewShotOptions, InflateOptions
 
 PRESETS = Path(__file__).resolve().parents[2] / "trainer/presets"
 FILES = sorted(PRESETS.iterdir())
@@ -53,17 +53,19 @@ def test_a_preset_stands_where_nothing_else_was_said(tmp_path):
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_preset_file_starts_from_its_preset_and_leaves_a_tenth_of_its_gpu(file):
-    options, text = inflate("--config", str(file)), file.read_text(encoding="utf-8")
+    higen = file.name.startswith("higen")
+    kind = DecoupleOptions if higen else InflateOptions
+    options, text = read_options(kind, [*ASKED, "--config", str(file)], ""), file.read_text(encoding="utf-8")
     chosen = [line.partition(" = ")[0] for line in text.splitlines()[1:]]
     assert chosen[0] == "preset"
     assert set(chosen) <= {name for name, value in options if not isinstance(value, Path)}, "it names no place"
-    of_preset = InflateOptions.presets.get(options.preset, {})
+    of_preset = kind.presets.get(options.preset, {})
     assert all(getattr(options, name) != of_preset[name] for name in of_preset.keys() & set(chosen))
     gib, gpu = re.match(r"# ([\d.]+) of (\d+) GiB: ", text).groups()
-    kind = "harivo" if options.preset == "harivo" else "inflate"
-    assert float(gib) <= 0.9 * int(gpu) and file.name == f"{kind}-{gpu}gb.toml"
+    name = options.preset.replace("_", "-") if higen or options.preset == "harivo" else "inflate"
+    assert float(gib) <= 0.9 * int(gpu) and file.name == f"{name}-{gpu}gb.toml"
     assert options.batch_size * options.accumulation == 8 and options.checkpointing
-    assert options.eight_bit == (gpu == "8")
+    assert options.eight_bit == (gpu == "8" or file.stem == "higen-full-24gb")
 
 
 def test_former_names_are_read_as_flags_and_in_files(tmp_path):

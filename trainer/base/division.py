@@ -27,7 +27,8 @@ def prepare(
     choose_units(plugin, objective, inflation)
     model, optimizer = accelerator.prepare(objective, optimizer)
     model.forward = accelerator.autocast()(model.forward)  # as accelerate does it without FSDP
-    register_fsdp_forward_method(model, "predict")
+    for method in ("predict", "predict_picture"):
+        register_fsdp_forward_method(model, method)
     return model, optimizer
 
 

@@ -33,6 +33,7 @@ from ...networks.inflation import (
 )
 from ...networks.queries import QueryLora
 from ...networks.sites import Site, Structure, structure_from_diffusers
+from .spatial import Spatial, trained_of
 
 Penalty = Callable[[Tensor, Tensor, int], Tensor]
 """A loss of the queries and keys of a self-attention, `(clips * frames, heads, pixels, d)` each, and the frames."""
@@ -60,17 +61,29 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class InflatedUNet(nn.Module):
     """A frozen image U-Net and the inflation that makes it a video U-Net.
 
-    Its parameters that require gradients are exactly the inflation's. Without an inflation it is the frozen model,
-    bit for bit. The U-Net is taken over: its weights are frozen and the inflation's queries are put into it.
+    Its parameters that require gradients are exactly the inflation's, and those of `spatial`. Without an inflation it
+    is the frozen model, bit for bit. The U-Net is taken over: its weights are frozen and the inflation's queries are
+    put into it.
 
     Args:
         checkpointing: recompute each layer in the backward pass; half the memory and more for a third of the time.
+        spatial, rank, seed: what trains of the U-Net itself, see `trained_of`.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, inflation: Inflation | None = None, *, checkpointing: bool = False):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        inflation: Inflation | None = None,
+        *,
+        checkpointing: bool = False,
+        spatial: Spatial = "frozen",
+        rank: int = 16,
+        seed: int = 0,
+    ):
         super().__init__()
         self.unet, self.inflation, self.checkpointing = unet.requires_grad_(False).eval(), inflation, checkpointing
         self.sites = structure_of(unet).sites()
+        self.spatial = trained_of(unet, spatial, rank, seed)
         if inflation is not None:
             put_queries(unet, inflation, self.sites)
             inflation.requires_grad_(True)

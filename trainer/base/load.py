@@ -31,7 +31,10 @@ Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 
 @dataclass
 class Base:
-    """A text-to-image model in parts, with the noise schedule and the prediction that its U-Net was trained for."""
+    """A text-to-image model in parts, with the noise schedule and the prediction that its U-Net was trained for.
+
+    `zero_snr`: the schedule is rescaled to end in noise alone.
+    """
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
@@ -40,6 +43,7 @@ class Base:
     family: str = "sd15"
     schedule: str = "scaled_linear"
     prediction: str = "epsilon"
+    zero_snr: bool = False
 
 
 def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
@@ -113,11 +117,11 @@ def _autoencoder_class(file: Path) -> type[Autoencoder]:
         raise ValueError(f"vae/config.json does not name one of {', '.join(kinds)} as its _class_name") from error
 
 
-def _schedule_of(path: Path) -> dict[str, str]:
-    """Noise schedule and prediction type, as far as the folder names them."""
+def _schedule_of(path: Path) -> dict:
+    """Noise schedule, whether it ends in noise alone, and prediction type, as far as the folder names them."""
     file = path / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text()) if file.exists() else {}
-    names = {"schedule": "beta_schedule", "prediction": "prediction_type"}
+    names = {"schedule": "beta_schedule", "prediction": "prediction_type", "zero_snr": "rescale_betas_zero_snr"}
     return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
 
 
@@ -128,10 +132,11 @@ def _from_file(path: Path, dtype: torch.dtype) -> Base:
         raise ValueError("it holds no U-Net; give a whole checkpoint, not a LoRA or another part of one")
     unet = unet_from_ldm(unet_tensors)
     check_family(unet)
-    # "v_pred" is the mark by which ComfyUI, too, knows models that predict the velocity
+    # the marks by which ComfyUI, too, knows models that predict the velocity, and schedules that end in noise alone
     prediction = "v_prediction" if "v_pred" in tensors else "epsilon"
+    zero_snr = "ztsnr" in tensors
     text_encoder, vae = text_encoder_from_ldm(text_tensors), autoencoder_from_ldm(vae_tensors)
-    return Base(unet, text_encoder, clip_tokenizer(), vae, prediction=prediction)
+    return Base(unet, text_encoder, clip_tokenizer(), vae, prediction=prediction, zero_snr=zero_snr)
 
 
 def encode_frames(vae: Autoencoder, frames: Tensor) -> Tensor:

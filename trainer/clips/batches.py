@@ -6,7 +6,8 @@ clips are divided among those changes nothing, and a resumed run sees what the u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
@@ -14,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...samplers.schedules import TIMESTEPS, NoiseSchedule
-from .cache import training_window
+from ...samplers.schedules import TIMESTEPS, NoiseSchedule, Prediction
+from .cache import cut, window_place
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,24 @@ class TrainingClip:
     """A clip ready for training.
 
     `latents`: every frame at the target fps, scaled, (frames, 4, height, width), at least one window long and at least
-    as large as the crop. `text`: its embedded caption, (tokens, width).
+    as large as the crop. `text`: its embedded caption, (tokens, width). `features`: of each frame as an image model
+    sees it, (frames, width), where a run wants them.
     """
 
     name: str
     caption: str
     latents: Tensor
     text: Tensor
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that decide what a step sees and how it counts; `cells` is (width, height) in cells of 8 pixels."""
+    """The numbers that decide what a step sees and how it counts; `cells` is (width, height) in cells of 8 pixels.
+
+    `offset_noise`: to the noise of each channel of a frame one more normal number is added, times this. `schedule`,
+    `zero_snr` and `prediction` are the image model's.
+    """
 
     seed: int
     frames: int
@@ -45,13 +52,16 @@ class Plan:
     first_frame: Literal["noisy", "clean"] = "noisy"
     weighting: Literal["uniform", "velocity"] = "uniform"
     schedule: NoiseSchedule = "scaled_linear"
+    zero_snr: bool = False
+    prediction: Prediction = "epsilon"
+    offset_noise: float = 0.0
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows `(clips * frames, ...)`, the frames of a clip adjacent: clean `latents`, `noise`, `timesteps` and `text`.
 
-    `seeds`: of each clip, for what a loss draws.
+    `seeds`: of each clip, for what a loss draws. `features`: (clips * frames, width), where a run wants them.
     """
 
     latents: Tensor
@@ -60,9 +70,11 @@ class Batch:
     text: Tensor
     frames: int
     seeds: tuple[int, ...] = (0,)
+    features: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return replace(self, **{name: getattr(self, name).to(device) for name in ROWS})
+        features = None if self.features is None else self.features.to(device)
+        return replace(self, **{name: getattr(self, name).to(device) for name in ROWS}, features=features)
 
 
 ROWS = "latents", "noise", "timesteps", "text"
@@ -83,12 +95,28 @@ def clip_at(plan: Plan, step: int, index: int, clips: int) -> int:
 def draw(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: int) -> Batch:
     """Draw what a step sees of a clip: its window, crop, noise, timestep, and whether its caption is dropped."""
     random = generator_for(plan.seed, "clip", step, index)
-    latents = training_window(clip.latents, plan.frames, plan.cells, random, plan.crop)
+    place = window_place(clip.latents, plan.frames, plan.cells, random, plan.crop)
+    latents = cut(clip.latents, place, plan.frames, plan.cells)
     timestep = torch.randint(TIMESTEPS, (), generator=random)
     dropped = torch.rand((), generator=random) < plan.caption_dropout
     noise = torch.randn(latents.shape, generator=random)
     seed = int(torch.randint(2**62, (), generator=random))
-    return replace(rows(latents, noise, timestep, no_caption if dropped else clip.text), seeds=(seed,))
+    if plan.offset_noise:
+        noise = offset_noise(noise, plan.offset_noise, random)
+    features = None if clip.features is None else clip.features[place[0] : place[0] + plan.frames]
+    batch = rows(latents, noise, timestep, no_caption if dropped else clip.text)
+    return replace(batch, seeds=(seed,), features=features)
+
+
+def draw_picture(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: int) -> Batch:
+    """Draw what a step sees of a picture, or of a frame of a clip: as `draw` does of a clip of one frame."""
+    return draw(replace(plan, frames=1), replace(clip, features=None), no_caption, step, index)
+
+
+def offset_noise(noise: Tensor, amount: float, random: torch.Generator) -> Tensor:
+    """Add `amount` times a normal number to each channel of each frame of noise (frames, channels, height, width), for
+    pictures that are darker or brighter than the mean."""
+    return noise + amount * torch.randn(*noise.shape[:2], 1, 1, generator=random)
 
 
 def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batch:
@@ -98,7 +126,8 @@ def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batc
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
-    tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ROWS}
+    names = ROWS if batches[0].features is None else (*ROWS, "features")
+    tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in names}
     return Batch(**tensors, frames=batches[0].frames, seeds=tuple(seed for b in batches for seed in b.seeds))
 
 
@@ -112,11 +141,27 @@ def batch_for(
 
 
 def batch_from(
-    plan: Plan, stream: Iterator[TrainingClip], no_caption: Tensor, size: int, step: int, number: int
+    plan: Plan,
+    stream: Iterator[TrainingClip],
+    no_caption: Tensor,
+    size: int,
+    step: int,
+    number: int,
+    drawn: Callable[..., Batch] = draw,
 ) -> Batch:
-    """Return micro-batch `number` of a step, of the next `size` clips of this process's stream."""
+    """Return micro-batch `number` of a step, of the next `size` clips of this process's stream.
+
+    Args:
+        drawn: `draw`, or `draw_picture` for a micro-batch of pictures.
+    """
     places = range(number * size, (number + 1) * size)
-    return collate([draw(plan, next(stream), no_caption, step, index) for index in places])
+    return collate([drawn(plan, next(stream), no_caption, step, index) for index in places])
+
+
+def pictures_in(step: int, micro_batches: int, share: float) -> int:
+    """Return how many of a step's micro-batches are of pictures, the first ones, so that of all so far a share is."""
+    until = [math.ceil(round(number * micro_batches * share, 9)) for number in (step - 1, step)]
+    return until[1] - until[0]
 
 
 def clips_hash(clips: Sequence[TrainingClip]) -> str:

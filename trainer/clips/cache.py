@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from ...networks.atomic import write_bytes
+from ..base.features import FeatureModel
 from ..base.load import encode_captions, encode_frames
 from .decoding import picture_files
 from .find import Source, decode
@@ -103,11 +104,28 @@ def clip_latents(
 
 @torch.no_grad()
 def encode_clip(source: Source, fps: float, size: tuple[int, int], vae: nn.Module, encode: Callable) -> Tensor:
-    frames = decode(source, fps, size=size).frames
+    return encode_clip_frames(decode(source, fps, size=size).frames, vae, encode, source.name)
+
+
+@torch.no_grad()
+def encode_clip_frames(frames: np.ndarray, vae: nn.Module, encode: Callable, name: str = "") -> Tensor:
+    """Encode frames uint8 (n, height, width, 3), a few at once."""
     batches = np.split(frames, range(BATCH, len(frames), BATCH))
     weight = next(vae.parameters())
-    progress = tqdm(batches, desc=f"encoding {source.name}", unit_scale=BATCH, unit=" frames", leave=False, delay=1)
+    progress = tqdm(batches, desc=f"encoding {name}", unit_scale=BATCH, unit=" frames", leave=False, delay=1)
     return torch.cat([encode(vae, to_network(batch).to(weight)).cpu() for batch in progress])
+
+
+def clip_features(source: Source, fps: float, size: tuple[int, int], folder: Path, model: FeatureModel) -> Tensor:
+    """Return what an image model sees in every frame of a clip, (frames, width), from the cache or computed now."""
+    name = name_of("features", content_hash(source.path), float(fps), size, model.name, weights_hash(model.model))
+
+    def computed() -> Tensor:
+        frames = decode(source, fps, size=size).frames
+        batches = np.split(frames, range(BATCH, len(frames), BATCH))
+        return torch.cat([model.of_frames(to_network(batch)) for batch in batches])
+
+    return cached(Path(folder) / f"{name}.safetensors", computed)
 
 
 def to_network(frames: np.ndarray) -> Tensor:
@@ -127,10 +145,10 @@ def caption_embedding(caption: str, base, folder: Path, encode=encode_captions, 
         return cached(Path(folder) / f"{name}.safetensors", lambda: encode(base, [caption])[0])
 
 
-def training_window(
+def window_place(
     latents: Tensor, frames: int, cells: tuple[int, int], generator: Generator, crop="center"
-) -> Tensor:
-    """Cut `frames` frames of `cells` (width, height) out of a clip's latents, at a random time.
+) -> tuple[int, ...]:
+    """Return where a window of a clip's latents begins, at a random time: its first frame, its top and its left cell.
 
     The generator is drawn from three times whatever `crop` is, so that changing it changes no other draw.
 
@@ -143,6 +161,18 @@ def training_window(
     if all_frames < frames or h < height or w < width:
         raise ValueError(f"no {frames} frames of {width}x{height} cells in latents of {all_frames} of {w}x{h}")
     spare = torch.tensor([all_frames - frames, h - height, w - width])
-    chosen = (torch.rand(3, generator=generator, dtype=torch.float64) * (spare + 1)).long().tolist()
-    start, top, left = chosen if crop == "random" else (chosen[0], spare[1].item() // 2, spare[2].item() // 2)
+    start, top, left = (torch.rand(3, generator=generator, dtype=torch.float64) * (spare + 1)).long().tolist()
+    return (start, top, left) if crop == "random" else (start, (h - height) // 2, (w - width) // 2)
+
+
+def cut(latents: Tensor, place: tuple[int, ...], frames: int, cells: tuple[int, int]) -> Tensor:
+    """Return the window of `frames` of `cells` (width, height) that begins at `place`."""
+    (start, top, left), (width, height) = place, cells
     return latents[start : start + frames, :, top : top + height, left : left + width]
+
+
+def training_window(
+    latents: Tensor, frames: int, cells: tuple[int, int], generator: Generator, crop="center"
+) -> Tensor:
+    """Cut a window out of a clip's latents; arguments as of `window_place`."""
+    return cut(latents, window_place(latents, frames, cells, generator, crop), frames, cells)

@@ -4,6 +4,8 @@ A sample is a Source: its name, its caption, and where the clip lies. Iterating 
 that passing over samples is cheap. What cannot be used is a sample with a problem, and has its place like the others.
 """
 
+from __future__ import annotations
+
 import csv
 import logging
 import os
@@ -59,26 +61,28 @@ class Shard(ABC):
         """Tell whether this is the same data as before, as far as that shows without reading all of it."""
 
 
-def shards_of(videos: Path | str, caption: str | None = None) -> list[Shard]:
+def shards_of(videos: Path | str, caption: str | None = None, kinds: Kinds | None = None) -> list[Shard]:
     """Find the tar files, tables and folders that make up a set, in natural order.
 
     Args:
         videos: a tar file, a table (.csv, .jsonl), a clip, or a folder: of tar files, with tables in it, or of clips.
             Braces name several: shards/{000..123}.tar.
         caption: one for all clips; without it captions come from tar files, tables, or the files beside the clips.
+        kinds: how folders and tar files are read; None: as those of clips.
 
     Raises:
         FileNotFoundError: something does not exist.
         ValueError: a folder holds no clips, or a tar file is compressed.
     """
+    kinds = kinds or CLIPS
     paths = [Path(name).absolute() for name in expanded(Path(videos))]  # absolute, so that "." has a name
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; give a folder of clips, a table, or tar files")
+            raise FileNotFoundError(f"{path} does not exist; give a folder of {kinds.name}, a table, or tar files")
     folders = [path if is_branch(path) else path.parent for path in paths]
     root = Path(os.path.commonpath(folders))
     prefixes = [folder.relative_to(root).as_posix().removeprefix(".") for folder in folders]
-    return [part for place in zip(paths, folders, prefixes) for part in parts_of(*place, caption)]
+    return [part for place in zip(paths, folders, prefixes) for part in parts_of(*place, caption, kinds)]
 
 
 def expanded(videos: Path) -> list[str]:
@@ -92,7 +96,7 @@ def expanded(videos: Path) -> list[str]:
         ) from error
 
 
-def parts_of(path: Path, folder: Path, prefix: str, caption: str | None) -> Sequence[Shard]:
+def parts_of(path: Path, folder: Path, prefix: str, caption: str | None, kinds: Kinds) -> Sequence[Shard]:
     """Return the tar files if there are any, or else the tables, or else the clips, of a folder or one file."""
     below = (file for files in directories(path) for file in files) if path == folder else ()
     files = [file for file in below if IN_FOLDERS.search(file.name)] or [path]
@@ -103,18 +107,16 @@ def parts_of(path: Path, folder: Path, prefix: str, caption: str | None) -> Sequ
     if path == folder and caption is not None:
         tables = []  # they would only say other captions
     if not tars and not tables:
-        return [checked(Folder(path, folder, prefix, caption))]
+        return [checked(kinds.folder(path, folder, prefix, caption), kinds)]
     if path == folder:
         kind, first = "tar files" if tars else "tables", (tars or tables)[0].name
         log.info("Of %s its %s alone are read: %d, from %s on", folder, kind, len(tars or tables), first)
-    return [(Tar if tars else Table)(file, folder, prefix, caption) for file in tars or tables]
+    return [(kinds.tar if tars else Table)(file, folder, prefix, caption) for file in tars or tables]
 
 
-def checked(folder: "Folder") -> "Folder":
+def checked(folder: Folder, kinds: Kinds) -> Folder:
     if all(source.missing for source in folder):
-        raise ValueError(
-            f"{folder.path} holds no clips: no video, no animated picture, no folder of numbered pictures, no .tar file"
-        )
+        raise ValueError(f"{folder.path} holds no {kinds.name}{kinds.none_of}")
     return folder
 
 
@@ -258,6 +260,19 @@ class Tar(Shard):
     def stamp(self) -> str:
         with self.path.open("rb") as file:
             return name_of(self.path.stat().st_size, blake2b(file.read(STAMP)).hexdigest())
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """How the folders and tar files of a set are read, what it is a set of, and what a folder without any lacks."""
+
+    name: str
+    folder: type[Folder]
+    tar: type[Tar]
+    none_of: str = ", and no .tar file"
+
+
+CLIPS = Kinds("clips", Folder, Tar, ": no video, no animated picture, no folder of numbered pictures, no .tar file")
 
 
 @contextmanager

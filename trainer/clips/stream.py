@@ -32,12 +32,14 @@ class Loader:
 
     `latents_of` gives the scaled latents (frames, 4, height, width) of a source at `fps`, see `clip_latents`, `text_of`
     the embedding (tokens, width) of a caption, see `caption_embedding`; `frames` is the least that a clip must have.
+    `features_of` gives what an image model sees in each frame (frames, width), see `clip_features`; None: none wanted.
     """
 
     frames: int
     fps: float
     latents_of: Callable[[Source], Tensor]
     text_of: Callable[[str], Tensor]
+    features_of: Callable[[Source], Tensor] | None = None
 
     def __call__(self, source: Source) -> TrainingClip:
         """Raise ClipError where the sample cannot be used."""
@@ -45,9 +47,10 @@ class Loader:
             raise ClipError(source.problem)
         with opened(source) as clip:
             latents = self.latents_of(clip).float()
+            features = self.features_of(clip) if self.features_of else None
         if len(latents) < self.frames:
             raise ClipError(too_short(len(latents) / self.fps, len(latents), self.fps, self.frames))
-        return TrainingClip(source.name, source.caption, latents, self.text_of(source.caption).float())
+        return TrainingClip(source.name, source.caption, latents, self.text_of(source.caption).float(), features)
 
 
 class ClipStream:

@@ -20,7 +20,7 @@ from webdataset.tariterators import base_plus_ext
 from .decoding import ClipError
 from .find import Source
 
-KINDS = (  # of clips; where a sample has several, the first of these counts
+KINDS = (  # of clips
     *("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "wmv", "flv", "ogv"),
     *("gif", "apng", "webp", "avif"),
 )
@@ -38,13 +38,14 @@ class Member(Source):
     suffix: str = ""
 
 
-def tar_samples(path: Path, name: str, caption: str | None = None) -> Iterator[Source]:
+def tar_samples(path: Path, name: str, caption: str | None = None, kinds: tuple[str, ...] = KINDS) -> Iterator[Source]:
     """Return the samples of a tar file in its order, at least one: what is wrong with a sample or the file is its
     problem.
 
     Args:
         name: of the tar file, with which those of its samples begin.
         caption: one for all; without it captions come from the tar file.
+        kinds: suffixes of what a sample is, clips or pictures; where it has several, the first of these counts.
     """
     count = 0
     try:
@@ -52,7 +53,7 @@ def tar_samples(path: Path, name: str, caption: str | None = None) -> Iterator[S
             for key, files in groupby(plain_files(tar), lambda file: base_plus_ext(file.name)[0]):
                 if key is not None:  # None: a hidden file, or one without a suffix
                     parts = {base_plus_ext(file.name)[1].lower(): file for file in files}
-                    yield sample_of(path, f"{name}/{printable(key)}", parts, tar.fileobj, caption)
+                    yield sample_of(path, f"{name}/{printable(key)}", parts, tar.fileobj, caption, kinds)
                     count += 1
     except BROKEN as error:
         problem = f"no tar file, or one that is damaged or cut off after {count} samples ({error})"
@@ -85,11 +86,18 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
 
 
-def sample_of(path: Path, name: str, parts: dict[str, tarfile.TarInfo], tar: BinaryIO, caption: str | None) -> Source:
-    kind = next((kind for kind in KINDS if kind in parts), None)
+def sample_of(
+    path: Path,
+    name: str,
+    parts: dict[str, tarfile.TarInfo],
+    tar: BinaryIO,
+    caption: str | None,
+    kinds: tuple[str, ...],
+) -> Source:
+    kind = next((kind for kind in kinds if kind in parts), None)
     if kind is None:
-        kinds = printable(", .".join(parts))
-        return Source(path, name, problem=f"no clip in it; after the first dot come .{kinds}", missing=True)
+        found, what = printable(", .".join(parts)), "clip" if kinds is KINDS else "picture"
+        return Source(path, name, problem=f"no {what} in it; after the first dot come .{found}", missing=True)
     problem = None
     if caption is None:
         try:

@@ -1,12 +1,25 @@
 """`python -m trainer check`: which clips training would use, what it would see of them, and why others cannot be."""
 
-from ..clips.find import ClipFormat, find_clips
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..base.features import feature_model
+from ..base.load import encode_frames, load_base
+from ..clips.batches import TrainingClip
+from ..clips.cache import clip_features, clip_latents
+from ..clips.factors import Factors, factors_of, spread, told, warn_of_spread
+from ..clips.find import ClipFormat, Source, find_clips
 from ..clips.inspect import ClipReport, inspect_clips, table, usable_clips, write_sheet
 from ..options import CheckOptions, FewShotOptions
 
 
 def check(options: CheckOptions) -> None:
-    """Print a table of the clips and write a contact sheet."""
+    """Print a table of the clips, with their factors where there is a base to measure them on, and write a contact
+    sheet."""
     form = ClipFormat(options.fps, options.frames, options.size)
     reports = inspect_clips(find_clips(options.videos, options.caption), form)
     print(table(reports))
@@ -15,7 +28,31 @@ def check(options: CheckOptions) -> None:
     sheet = options.output / "clips.png"
     write_sheet(reports, sheet)
     print(f"what training sees of them: {sheet}")
-    usable_clips(reports, options.skip_bad)
+    good = usable_clips(reports, options.skip_bad)
+    if options.base:
+        print_factors(good, measured(good, options.base, options.features, form, options.cache))
+
+
+def measured(sources: list[Source], base_path: Path, features: Path, form: ClipFormat, cache: Path) -> list[Factors]:
+    """Measure the first frames of every clip, on latents of the base's autoencoder and features of `features`."""
+    look, base = feature_model(features), load_base(base_path)
+    latents_of = partial(clip_latents, fps=form.fps, size=form.size, vae=base.vae, folder=cache, encode=encode_frames)
+    factors = []
+    for source in sources:
+        seen = clip_features(source, form.fps, form.size, cache, look) if look else None
+        clip = TrainingClip(source.name, source.caption, latents_of(source).float(), torch.empty(0), seen)
+        factors.append(factors_of(clip, form.frames))
+    return factors
+
+
+def print_factors(sources: list[Source], factors: list[Factors]) -> None:
+    """Print HiGen's factors of each clip, and how they vary: what the dials of `decouple` can learn from them."""
+    width = max(len(source.name) for source in sources)
+    for source, clip in zip(sources, factors):
+        print(f"{source.name:{width}}  motion factor {clip.motion:6.0f}  appearance factor {clip.appearance:.3f}")
+    ranges = spread(factors)
+    print(f"all: {told(ranges)}")
+    warn_of_spread(ranges)
 
 
 def size_of_run(reports: list[ClipReport], form: ClipFormat) -> str:

@@ -26,7 +26,7 @@ def fewshot(options: FewShotOptions) -> None:
     base = load_image_model(options.base)
     clips = clips_in_memory(session, reports, base, options.first_frame)
     start = fresh_inflation(inflation_config(options), structure_of(base.unet), options.seed)
-    train_and_export(session, base, clips, start, plan_of(session, first_frame=options.first_frame))
+    train_and_export(session, base, clips, start, plan_of(session, base, first_frame=options.first_frame))
 
 
 def inflation_config(options: FewShotOptions) -> InflationConfig:

@@ -23,4 +23,4 @@ def inflate(options: InflateOptions) -> None:
     start = starting_inflation(options, config, structure, options.seed)
     check_frames(options, start.config, structure)
     clips = streamed_clips(session, shards, reports, base)
-    train_and_export(session, base, clips, start, plan_of(session, schedule=options.schedule))
+    train_and_export(session, base, clips, start, plan_of(session, base, schedule=options.schedule))

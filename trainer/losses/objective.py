@@ -10,11 +10,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ...networks.asked import NOTHING, Asked
 from ...networks.clip import Clip
 from ...networks.inflation import Attached, Inflation
 from ...networks.tokens import clip_prompts
 from ..base.host import InflatedUNet, Observed, Penalty
 from ..clips.batches import Batch, Plan
+from .decoupling import Decoupling
 from .denoising import noisy_rows, simple_loss
 
 
@@ -80,20 +82,29 @@ class Losses(NamedTuple):
 
 
 class Objective(nn.Module):
-    """L = L_simple + Σ terms, the mean over the clips of a batch."""
+    """L = L_simple + Σ terms, the mean over the clips of a batch; of pictures, L_simple of the image model alone.
 
-    def __init__(self, network: InflatedUNet, plan: Plan, terms: Sequence[Term] = ()):
+    Args:
+        decoupling: what each clip is asked to be; None: nothing.
+    """
+
+    def __init__(
+        self, network: InflatedUNet, plan: Plan, terms: Sequence[Term] = (), decoupling: Decoupling | None = None
+    ):
         super().__init__()
-        self.network, self.plan, self.terms = network, plan, tuple(terms)
+        self.network, self.plan, self.terms, self.decoupling = network, plan, tuple(terms), decoupling
         assert len({term.name for term in terms}) == len(terms), "terms are told apart by their names"
         self.modules_of_terms = nn.ModuleDict({t.name: t.function for t in terms if isinstance(t.function, nn.Module)})
 
     def forward(self, batch: Batch, step: int) -> Losses:
+        if batch.frames == 1:
+            return self._of_pictures(batch)
         terms = [term for term in self.terms if step % term.every == 0]
         watching = [term for term in terms if term.penalty]
-        seen = self._observe(batch, Attached(self.inflation), watching)
+        asked = self.decoupling.with_dropout(batch) if self.decoupling else NOTHING
+        seen = self._observe(batch, [Attached(self.inflation, asked=asked)], watching)
         total = simple = simple_loss(seen.prediction, batch, self.plan).mean()
-        parts, kept = {"simple": simple.detach()} if self.terms else {}, {}
+        parts, kept = {"simple": simple.detach()} if self.terms or self.network.spatial else {}, {}
         for term in terms:
             view = self._view(batch, seen, watching.index(term) if term.penalty else None)
             loss = term.function(view)
@@ -102,7 +113,12 @@ class Objective(nn.Module):
             kept |= {term.name: view.kept[0]} if view.kept else {}
         return Losses(total, parts, kept)
 
-    def _observe(self, batch: Batch, attached: Attached, watching: Sequence[Term] = ()) -> Observed:
+    def _of_pictures(self, batch: Batch) -> Losses:
+        """Train what is trained of the image model, and nothing else: no other weight gets a gradient."""
+        loss = simple_loss(self._observe(batch, []).prediction, batch, self.plan).mean()
+        return Losses(loss, {"pictures": loss.detach()}, {})
+
+    def _observe(self, batch: Batch, attached: Sequence[Attached], watching: Sequence[Term] = ()) -> Observed:
         def penalties(q: Tensor, k: Tensor, frames: int) -> Tensor:
             return torch.stack([term.penalty(q, k, frames) for term in watching])
 
@@ -110,11 +126,11 @@ class Objective(nn.Module):
         penalty = penalties if watching else None
         # said, not compared: the memory estimate runs on tensors without data
         prompts = clip_prompts(len(batch.text), batch.frames)
-        return self.network.observe(sample, batch.timesteps, batch.text, clip, None, [attached], penalty, prompts)
+        return self.network.observe(sample, batch.timesteps, batch.text, clip, None, attached, penalty, prompts)
 
     def _view(self, batch: Batch, seen: Observed, penalty: int | None) -> Seen:
         penalties = [] if penalty is None else [each[penalty] for each in seen.penalties]
-        again = lambda attached: self._observe(batch, attached)  # noqa: E731
+        again = lambda attached: self._observe(batch, [attached])  # noqa: E731
         return Seen(batch, self.inflation, seen.prediction, seen.middle, penalties, again)
 
     @property
@@ -122,9 +138,17 @@ class Objective(nn.Module):
         assert self.network.inflation is not None, "there is nothing to train"
         return self.network.inflation
 
-    def predict(self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip) -> Tensor:
+    def predict(self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip, asked: Asked = NOTHING) -> Tensor:
         """Predict as the network does. Between steps call this: it gathers weights that are sharded."""
-        return self.network(sample, timesteps, text, clip)
+        return self.network(sample, timesteps, text, clip, None, asked)
+
+    def predict_picture(self, sample: Tensor, timesteps: Tensor, text: Tensor, clip: Clip) -> Tensor:
+        """Predict as the image model does, with what is trained of it; to be called as `predict` is."""
+        return self.network.observe(sample, timesteps, text, clip, None, []).prediction
+
+    def asked(self, batch: Batch) -> Asked:
+        """Return what a batch is asked to be, nothing dropped."""
+        return self.decoupling.measure(batch) if self.decoupling else NOTHING
 
     @property
     def everys(self) -> list[int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...networks.config import InflationConfig, Mapping, Resampling, Temporal, Tokens
+from ...networks.config import Appearance, InflationConfig, Mapping, Motion, Prior, Resampling, Temporal, Tokens
 from ...networks.kinds import idle_kinds
 from ...networks.presets import PRESETS
 from ...networks.sites import Structure
 from ..losses.contrastive import check_middle
-from ..options import InflateOptions, InflationOptions
+from ..options import DecoupleOptions, InflateOptions, InflationOptions
 
 TEMPORAL = {
     "levels": "blocks",
@@ -38,11 +38,26 @@ def inflation_config(options: InflationOptions, frames: int, structure: Structur
     Raises:
         ValueError: the U-Net has no such levels, or nothing has what an option changes.
     """
-    config = PRESETS[options.preset](structure, frames)
+    config = PRESETS[options.preset.removesuffix("_full")](structure, frames)
     config = replace(config, temporal=temporal_blocks(config.temporal or Temporal(), options))
     if options.halve is not None:
         config = replace(config, resampling=halved(options.halve, structure))
     return replace(config, mapping=mapping(config.mapping, options), tokens=tokens(config.tokens, options, frames))
+
+
+def decoupled(config: InflationConfig, options: DecoupleOptions, features: str) -> InflationConfig:
+    """Return the config with HiGen's prior and guidance, as far as the options want them.
+
+    Args:
+        features: what the appearance factor is measured on.
+    """
+    motion = Motion(f"{options.motion_norm}_mean_x_7168", options.interpolation)
+    return replace(
+        config,
+        prior=Prior() if options.prior else None,
+        motion=motion if options.motion else None,
+        appearance=Appearance(options.frames, features) if options.appearance else None,
+    )
 
 
 def temporal_blocks(temporal: Temporal, options: InflationOptions) -> Temporal:

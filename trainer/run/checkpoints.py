@@ -16,10 +16,10 @@ from ..base.division import gather, load, load_optimizer
 from ..config import flag_of
 from .loop import Training
 
-FORMAT = 3
+FORMAT = 4
 STATES = "state-{:06d}.pt"
 
-FLAGS = {"num_processes": "`accelerate launch --num_processes`"}
+FLAGS = {"micro_batches": "--accumulation times the number of processes"}
 """Flags of facts that are no options of ours."""
 
 
@@ -33,12 +33,12 @@ def state_of(training: Training, facts: dict) -> dict:
         "format": FORMAT,
         "step": training.step,
         "facts": json.dumps(facts),
-        "inflation": training.inflation.state_dict(),
+        "weights": training.weights.state_dict(),
         "optimizer": training.raw_optimizer.state_dict(),
         "ema": None if training.ema is None else training.ema.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "objective": training.objective.state(),
-        "positions": list(training.positions),
+        "positions": [list(position) for position in training.positions],
     }
     return gather(state)
 
@@ -50,14 +50,14 @@ def facts_of(state: dict) -> dict:
 def restore(training: Training, state: dict) -> None:
     """Put a saved state into a run that was started with the same facts."""
     training.step = state["step"]
-    load(training.inflation, state["inflation"])
+    load(training.weights, state["weights"])
     load_optimizer(training.raw_optimizer, state["optimizer"])
     if training.ema is not None:
         load(training.ema, state["ema"])
     if training.accelerator.scaler is not None:
         training.accelerator.scaler.load_state_dict(state["scaler"])
     training.objective.restore(state["objective"])
-    training.positions = tuple(state["positions"])
+    training.positions = tuple(map(tuple, state["positions"]))
 
 
 def save_state(folder: Path, state: dict) -> Path:

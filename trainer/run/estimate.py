@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 from ..base.host import InflatedUNet
 from ..clips.batches import Batch
 from ..losses.objective import Objective
+from .loop import weights_of
 from .optimiser import in_eight_bits
 
 GIB = 2**30
@@ -89,7 +90,7 @@ def estimate_memory(
     peak = measure_activations(objective, rows, cells, accumulating)
     gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)  # not divided in that pass
     activations = peak if accumulating else max(0, peak - gradients)
-    averaged = sum(map(bytes_of, objective.network.inflation.parameters())) if ema else 0
+    averaged = sum(map(bytes_of, weights_of(objective).parameters())) if ema else 0
     return Memory(frozen, trained, trained, moments, averaged, activations, update)
 
 

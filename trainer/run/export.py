@@ -27,25 +27,28 @@ log = logging.getLogger("stillmotion")
 
 @contextmanager
 def ema_weights(training: Training) -> Iterator[None]:
-    """Put the weights that will be exported into the inflation inside: EMA weights, where there are any."""
+    """Put the weights that will be exported into the network inside: EMA weights, where there are any."""
     if training.ema is None or not training.ema.n_averaged:
         yield
         return
-    before = {name: tensor.clone() for name, tensor in training.inflation.state_dict().items()}
-    training.inflation.load_state_dict(training.ema.module.state_dict())
+    before = {name: tensor.clone() for name, tensor in training.weights.state_dict().items()}
+    training.weights.load_state_dict(training.ema.module.state_dict())
     try:
         yield
     finally:
-        training.inflation.load_state_dict(before)
+        training.weights.load_state_dict(before)
 
 
-def exported_weights(training: Training) -> dict[str, Tensor]:
+def exported_weights(training: Training, part: str = "inflation") -> dict[str, Tensor]:
     """Return the tensors of the motion file, on the first process: EMA weights where there are any.
 
     All processes must call it.
+
+    Args:
+        part: "inflation", or "spatial" for what trained of the image model.
     """
     with ema_weights(training):
-        tensors = gather(training.inflation.state_dict())
+        tensors = gather(training.weights[part].state_dict())
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 

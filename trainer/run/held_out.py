@@ -47,5 +47,6 @@ def fixed_noise_loss(training: Training, clips: Sequence[TrainingClip]) -> float
     losses = []
     with accelerator.autocast():
         for batch in fixed_batches(training.plan, clips):
-            losses.append(batch_loss(predict, batch.to(accelerator.device), training.plan))
+            batch = batch.to(accelerator.device)
+            losses.append(batch_loss(predict, batch, training.plan, training.objective.asked(batch)))
     return torch.cat(losses).mean().item()

@@ -34,8 +34,8 @@ BatchSource = Callable[[int, int], Batch]
 class Training:
     """A run in memory: what changes from step to step, and what decides how. `step` counts the updates made.
 
-    `model` is the objective as accelerate runs it. `positions` says how far each process is in its stream of clips,
-    where it has one.
+    `model` is the objective as accelerate runs it. `positions` says how far each process is in its streams, where it
+    has any. `spatial_grad_scale` multiplies the gradients of the image model's own weights.
     """
 
     accelerator: Accelerator
@@ -47,7 +47,8 @@ class Training:
     schedule: Schedule
     batch_size: int = 1
     step: int = 0
-    positions: tuple[int, ...] = ()
+    positions: tuple[tuple[int, ...], ...] = ()
+    spatial_grad_scale: float = 1.0
 
     @property
     def plan(self) -> Plan:
@@ -56,6 +57,11 @@ class Training:
     @property
     def raw_optimizer(self) -> Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def weights(self) -> nn.ModuleDict:
+        """Return what is averaged, saved and exported: the inflation, and what trains of the image model."""
+        return weights_of(self.objective)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Return names and parameters of all that trains: the inflation, and what a loss has of its own."""
@@ -93,15 +99,40 @@ def start_training(
     batch_size: int = 1,
     ema: float | None = None,
     eight_bit: bool = False,
+    spatial_rate: float = 1.0,
+    spatial_grad_scale: float = 1.0,
 ) -> Training:
-    """Start a run at step 0. `ema` is the decay of the EMA of the weights, None for none."""
+    """Start a run at step 0. `ema` is the decay of the EMA of the weights, None for none.
+
+    Args:
+        spatial_rate, spatial_grad_scale: factors on the learning rate and on the gradients of what trains of the image
+            model.
+    """
     inflation = objective.inflation
-    averaged = None if ema is None else make_ema(inflation, ema)
+    averaged = None if ema is None else make_ema(weights_of(objective), ema)
     objective.to(accelerator.device)
-    wrapped, optimizer = prepare(accelerator, objective, inflation, make_optimizer(objective, eight_bit))
+    spatial = list(objective.network.spatial.parameters()) if objective.network.spatial else []
+    optimizer = make_optimizer(objective, eight_bit, spatial, spatial_rate)
+    wrapped, optimizer = prepare(accelerator, objective, inflation, optimizer)
     if averaged is not None:  # copied while that was allowed, and now where the weights are, sharded as they are
-        averaged.module.load_state_dict({name: t.clone() for name, t in inflation.state_dict().items()}, assign=True)
-    return Training(accelerator, wrapped, objective, inflation, optimizer, averaged, schedule, batch_size)
+        now = weights_of(objective).state_dict()
+        averaged.module.load_state_dict({name: t.clone() for name, t in now.items()}, assign=True)
+    return Training(
+        accelerator,
+        wrapped,
+        objective,
+        inflation,
+        optimizer,
+        averaged,
+        schedule,
+        batch_size,
+        spatial_grad_scale=spatial_grad_scale,
+    )
+
+
+def weights_of(objective: Objective) -> nn.ModuleDict:
+    modules = {"inflation": objective.inflation, "spatial": objective.network.spatial}
+    return nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
 
 
 def train(
@@ -109,13 +140,13 @@ def train(
     source: BatchSource,
     requests: Requests,
     after_step: Callable[[StepReport, bool], None],
-    position: Callable[[], int] = lambda: 0,
+    position: Callable[[], tuple[int, ...]] = tuple,
 ) -> bool:
     """Run to the last step of the schedule. Tell whether it got there: False where a request stopped it.
 
     Args:
         after_step: is told of every step, and whether a save was asked for (a stop is one, too).
-        position: how far this process is in its stream of clips.
+        position: how far this process is in its streams.
     """
     with progress_bar(training) as bar:
         for step in range(training.step + 1, training.schedule.steps + 1):
@@ -162,15 +193,27 @@ def update(training: Training, source: BatchSource, step: int) -> Stepped:
     trained = training.trained()
     reduce_unsharded(accelerator, [p for _, p in trained])
     accelerator.unscale_gradients()
+    scale_gradients(training)
     norm = gradient_norm([p for _, p in trained])
     check(training, step, loss, norm, trained)  # before clipping, which multiplies all gradients by a norm that is NaN
     nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)
     training.optimizer.step()
     training.optimizer.zero_grad()
     if training.ema is not None:
-        training.ema.update_parameters(training.inflation)
+        training.ema.update_parameters(training.weights)
     training.objective.after_step(losses, accelerator.gather)
     return Stepped(loss, norm, parts)
+
+
+def scale_gradients(training: Training) -> None:
+    """Multiply the gradients of the image model's own weights, as HiGen's code does.
+
+    AdamW's steps do not depend on it; only a clip by the norm of all gradients, and gradients near eps, feel it.
+    """
+    spatial = training.objective.network.spatial
+    if spatial is not None and training.spatial_grad_scale != 1:
+        gradients = [p.grad for p in spatial.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, training.spatial_grad_scale)
 
 
 def backward(training: Training, batch: Batch, step: int) -> Losses:
@@ -180,10 +223,12 @@ def backward(training: Training, batch: Batch, step: int) -> Losses:
 
 
 def means(accelerator: Accelerator, losses: Sequence[Losses]) -> tuple[float, dict[str, float]]:
-    """Average the loss and its parts over accumulated batches and all processes."""
-    rows = torch.stack([torch.stack([one.total, *one.parts.values()]).float() for one in losses])
-    total, *parts = accelerator.reduce(rows.mean(0), "mean").tolist()
-    return total, dict(zip(losses[0].parts, parts))
+    """Average the loss, and each of its parts over the accumulated batches that have it, over all processes."""
+    names = list(dict.fromkeys(name for one in losses for name in one.parts))
+    parts = [torch.stack([one.parts[name] for one in losses if name in one.parts]).mean() for name in names]
+    total = torch.stack([one.total for one in losses]).mean()
+    total, *parts = accelerator.reduce(torch.stack([total, *parts]).float(), "mean").tolist()
+    return total, dict(zip(names, parts))
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> float:
@@ -200,7 +245,7 @@ def check(training: Training, step: int, loss: float, norm: float, trained: list
     check_finite(step, loss, norm, trained)
 
 
-def agree(accelerator: Accelerator, wish: int, position: int) -> tuple[int, tuple[int, ...]]:
+def agree(accelerator: Accelerator, wish: int, position: tuple[int, ...]) -> tuple[int, tuple[tuple[int, ...], ...]]:
     """Return the strongest wish of any process, the same on all of them, and the positions of all."""
-    both = accelerator.gather(torch.tensor([[wish, position]], device=accelerator.device))
-    return int(both[:, 0].max()), tuple(both[:, 1].tolist())
+    both = accelerator.gather(torch.tensor([[wish, *position]], device=accelerator.device))
+    return int(both[:, 0].max()), tuple(map(tuple, both[:, 1:].tolist()))

@@ -13,13 +13,13 @@ from ...networks.motion_file import MotionInfo
 from ...samplers.factors import mean_frame_difference
 from ...samplers.mitigating_gradient import Mitigation
 from ..base.load import Autoencoder
-from ..clips.batches import NoiseSchedule, TrainingClip
+from ..clips.batches import Plan, TrainingClip
 from ..options import TrainOptions
 from .checkpoints import keep_latest, save_state, saved_states, state_of
 from .export import ema_weights, exported_weights, write_and_open
 from .held_out import fixed_noise_loss
 from .loop import StepReport, Training
-from .previews import Preview, decode_clip, sample_preview, write_preview
+from .previews import Preview, decode_clip, sample_preview, side_by_side, write_preview
 from .runlog import RunLog
 from .sample import Sampling
 
@@ -72,13 +72,13 @@ class Milestones:
 
     def show(self) -> None:
         """Write a preview and log how much its frames differ from one another."""
-        latents = sample_preview(self.training, self.preview, sampling_of(self.options, self.training.plan.schedule))
+        latents = sample_preview(self.training, self.preview, sampling_of(self.options, self.training.plan))
         if not self.training.accelerator.is_main_process:
             return
         step = self.training.step
-        self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents))
-        label = f"step {step}\n{self.preview.caption}"
-        frames = decode_clip(self.vae, latents)
+        self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents[-1]))
+        label = f"step {step}\n{self.preview.label}"
+        frames = side_by_side([decode_clip(self.vae, clip) for clip in latents])
         write_preview(self.options.output / "previews", f"step-{step:06d}", label, frames, self.options.fps)
 
     def save(self) -> None:
@@ -93,10 +93,10 @@ class Milestones:
         log.info("step %d: saved %s", step, path)
 
 
-def sampling_of(options: TrainOptions, schedule: NoiseSchedule) -> Sampling:
+def sampling_of(options: TrainOptions, plan: Plan) -> Sampling:
     """Return how previews are sampled: as the workflow will, that a run writes beside its motion file."""
-    calmed = Mitigation(options.mitigation)
-    return Sampling(options.preview_steps, options.guidance, options.guidance_early, calmed, schedule)
+    calmed, model = Mitigation(options.mitigation), (plan.schedule, plan.prediction, plan.zero_snr)
+    return Sampling(options.preview_steps, options.guidance, options.guidance_early, calmed, *model)
 
 
 def run_name(options: TrainOptions) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 GAMMA_FACTOR = 10.0
 """The mixing gates start at zero and hold back the gradients of all behind them; they may move faster than the rest."""
+
+WEIGHT_DECAY = 1e-2
 
 EPS = 1e-15
 """AdamW's own 1e-8 is as large as the gradients of frame-wise tokens (1e-10) and of the recurrence (7e-10 and more)
@@ -56,31 +58,41 @@ class Schedule:
         return sum(map(self.at, range(1, steps + 1)))
 
 
-def make_optimizer(model: nn.Module, eight_bit: bool = False) -> Optimizer:
+def make_optimizer(
+    model: nn.Module,
+    eight_bit: bool = False,
+    spatial: Collection[nn.Parameter] = (),
+    spatial_rate: float = 1.0,
+) -> Optimizer:
     """Make AdamW with (0.9, 0.999), weight decay 0.01 and EPS; `set_learning_rate` gives it its rate at every step.
 
     Args:
         eight_bit: moments in 8 bits where `in_eight_bits` allows it, with EIGHT_BIT_EPS.
+        spatial: weights of the image model: with `spatial_rate` times the learning rate, and no weight decay, which
+            would take away what it knows.
 
     Raises:
         ValueError: `eight_bit` was asked for and bitsandbytes is not installed.
     """
     kind = eight_bit_adamw() if eight_bit else AdamW
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    of_image_model = set(map(id, spatial))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = is_gate(name), eight_bit and in_eight_bits(name, parameter)
+            is_spatial = id(parameter) in of_image_model
+            key = is_spatial, not is_spatial and is_gate(name), eight_bit and in_eight_bits(name, parameter)
             groups.setdefault(key, []).append(parameter)
     described = [
         {
             "params": parameters,
-            "factor": GAMMA_FACTOR if gates else 1.0,
+            "factor": spatial_rate if is_spatial else GAMMA_FACTOR if gates else 1.0,
+            "weight_decay": 0.0 if is_spatial else WEIGHT_DECAY,
             "bits": 8 if coarse else 32,
             "eps": EIGHT_BIT_EPS if coarse else EPS,
         }
-        for (gates, coarse), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (is_spatial, gates, coarse), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
-    return kind(described, lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2)
+    return kind(described, lr=0.0, betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY)
 
 
 def is_gate(name: str) -> bool:

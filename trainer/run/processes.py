@@ -7,9 +7,9 @@ import os
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, parse_flag_from_env
 
-from ..options import TrainOptions
+from ..options import SpatialOptions, TrainOptions
 
 
 def refused_ways() -> dict[str, bool]:
@@ -70,7 +70,10 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses deterministic sums without it
         torch.use_deterministic_algorithms(True)
+    # a micro-batch of pictures leaves all weights over time without gradients, and DDP would wait for them
+    idle = isinstance(options, SpatialOptions) and options.spatial != "frozen" and options.image_share > 0
     return Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if idle else [],
         # FSDP keeps whole gradients until they are summed up over processes
         gradient_accumulation_plugin=GradientAccumulationPlugin(options.accumulation, sync_each_batch=divides),
         mixed_precision="no" if options.precision == "fp32" else options.precision,

@@ -9,20 +9,24 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ...networks.atomic import write_bytes
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo
 from ..base.host import InflatedUNet
 from ..base.load import Base
+from ..base.spatial import Loras, exported
 from ..clips.batches import Batch, Plan
 from ..clips.cache import weights_hash
 from ..clips.inspect import ClipReport, write_sheet
 from ..config import as_toml, defaults_of
+from ..losses.decoupling import Decoupling
 from ..losses.objective import Objective
-from ..options import TrainOptions
+from ..options import SpatialOptions, TrainOptions
 from .checkpoints import check_same_facts, facts_of, read_state, restore
 from .displacement import report
 from .estimate import advice, estimate_memory, seconds_of_a_step, time_step
@@ -48,11 +52,13 @@ def train_and_export(
     clips: TrainingSet,
     start: Inflation,
     plan: Plan,
+    decoupling: Decoupling | None = None,
 ) -> None:
     """Train an inflation on a set of clips, to the last step or to a request to stop, and export it.
 
     Args:
         start: the inflation before the first step.
+        decoupling: what each clip is asked to be, see `Objective`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C stopped it, and all is saved.
@@ -60,20 +66,20 @@ def train_and_export(
     """
     options, accelerator, base_hash = session.options, session.accelerator, weights_hash(base.unet)
     network = network_for(options, base, copy.deepcopy(start))
-    objective = Objective(network, plan, terms_of(options, network, plan))
+    objective = Objective(network, plan, terms_of(options, network, plan), decoupling)
     training = new_training(options, accelerator, objective)
     facts = run_facts(options, accelerator, clips.content, base_hash)
     if session.save:
         resume(training, session.save, facts, defaults_of(type(options)))
     if training.positions:
-        clips.skip_to(training.positions[accelerator.process_index])
+        clips.skip_to(position_here(training.positions, accelerator.process_index, accelerator.num_processes))
     if training.step < options.steps:
         report_estimate(options, training, clips.first_batch(plan, options.batch_size))
 
     if accelerator.is_main_process:
         write_record(options, clips.reports)
     run_log = start_log(options, training, clips.names, clips.held_out)
-    info = motion_info(options, training, clips.captions)
+    info = motion_info(options, training, clips.captions, clips.factors)
     milestones = Milestones(training, options, run_log, info, facts, clips.measured, clips.preview, base.vae)
     run(options, training, clips.batches(plan, options.batch_size), milestones, start, clips.position)
 
@@ -85,9 +91,15 @@ def write_record(options: TrainOptions, reports: list[ClipReport]) -> None:
     (options.output / "options.toml").write_text(as_toml(options), encoding="utf-8")
 
 
-def plan_of(session: Session, **others) -> Plan:
-    """Return what decides which numbers a step sees; `others` are its fields that not every command has."""
+def plan_of(session: Session, base: Base, **others) -> Plan:
+    """Return what decides which numbers a step sees; `others` are its fields that not every command has.
+
+    Raises:
+        ValueError: mitigating gradients are asked for, and the base predicts the velocity.
+    """
     options = session.options
+    if options.mitigation and base.prediction != "epsilon":
+        raise ValueError("--mitigation is for models that predict epsilon, and this base predicts the velocity: set 0")
     return Plan(
         seed=options.seed,
         frames=options.frames,
@@ -96,15 +108,29 @@ def plan_of(session: Session, **others) -> Plan:
         crop=options.crop,
         caption_dropout=options.caption_dropout,
         weighting=options.weighting,
-        **others,
+        **{"schedule": base.schedule, "prediction": base.prediction, "zero_snr": base.zero_snr} | others,
     )
 
 
 def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> InflatedUNet:
     """Return the frozen U-Net in the type it computes in, with what trains, in float32."""
-    if options.precision != "fp32":
+    spatial = spatial_of(options)
+    if options.precision != "fp32" and spatial.get("spatial") != "full":
         nn.Module.to(base.unet, TYPES[options.precision])  # diffusers' own warns of layers that are not there
-    return InflatedUNet(base.unet, inflation, checkpointing=options.checkpointing)
+    return InflatedUNet(base.unet, inflation, checkpointing=options.checkpointing, seed=options.seed, **spatial)
+
+
+def spatial_of(options: TrainOptions) -> dict:
+    """Return what trains of the image model, by the options of a command that has such."""
+    if not isinstance(options, SpatialOptions):
+        return {}
+    return {"spatial": options.spatial, "rank": options.spatial_rank}
+
+
+def spatial_rates(options: TrainOptions) -> dict[str, float]:
+    if not isinstance(options, SpatialOptions):
+        return {}
+    return {"spatial_rate": options.spatial_lr_mult, "spatial_grad_scale": options.spatial_grad_scale}
 
 
 def new_training(options: TrainOptions, accelerator: Accelerator, objective: Objective) -> Training:
@@ -117,14 +143,29 @@ def new_training(options: TrainOptions, accelerator: Accelerator, objective: Obj
         batch_size=options.batch_size,
         ema=options.ema,
         eight_bit=options.eight_bit,
+        **spatial_rates(options),
     )
+
+
+def position_here(positions: Sequence[tuple[int, ...]], process: int, processes: int) -> tuple[int, ...]:
+    """Return where a process goes on in its streams; where another number of them was there, after as many samples of
+    all."""
+    if len(positions) == processes:
+        return positions[process]
+    if any(positions):
+        log.warning(
+            "It ran on %d processes and goes on with %d: the clips of a set come in another order from here on.",
+            *(len(positions), processes),
+        )
+    return tuple(sum(each) // processes for each in zip(*positions))
 
 
 FREE_TO_CHANGE = {
     *("output", "resume", "skip_bad", "cache", "caption", "held_out_every", "save_every", "keep"),
-    *("preview_every", "preview_caption", "preview_steps", "guidance"),
+    *("preview_every", "preview_caption", "preview_steps", "guidance", "accumulation"),
 }
-"""Options that a resumed run may have other values of, because they change no weight."""
+"""Options that a resumed run may have other values of, because they change no weight; of micro-batches the number in a
+step matters, on however many processes."""
 
 
 def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, base_hash: str) -> dict:
@@ -134,7 +175,7 @@ def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, 
         **matter,
         "videos": f"clips with the hash {clips_hash[:12]}",
         "base": f"a U-Net with the hash {base_hash[:12]}",
-        "num_processes": accelerator.num_processes,
+        "micro_batches": options.accumulation * accelerator.num_processes,
     }
 
 
@@ -196,7 +237,9 @@ def start_log(options: TrainOptions, training: Training, clips: Sequence[str], h
     return run_log
 
 
-def motion_info(options: TrainOptions, training: Training, captions: Sequence[str]) -> MotionInfo:
+def motion_info(
+    options: TrainOptions, training: Training, captions: Sequence[str], factors: dict[str, list[float]]
+) -> MotionInfo:
     """Describe the motion file; of paths it keeps the last name, it is made to be shared.
 
     Not whether the run was interrupted: its file says the same.
@@ -207,6 +250,9 @@ def motion_info(options: TrainOptions, training: Training, captions: Sequence[st
         config=training.inflation.config,
         structure=training.inflation.structure,
         schedule=training.plan.schedule,
+        prediction=training.plan.prediction,
+        zero_snr=training.plan.zero_snr,
+        factors=factors,
         frames=options.frames,
         fps=options.fps,
         width=options.size[0],
@@ -223,13 +269,13 @@ def run(
     source: BatchSource,
     milestones: Milestones,
     start: Inflation,
-    position: Callable[[], int] = lambda: 0,
+    position: Callable[[], tuple[int, ...]] = tuple,
 ) -> None:
     """Train to the last step, or to a request to stop, and export.
 
     Args:
         start: the inflation as it was before the first step.
-        position: how far this process is in its stream of clips.
+        position: how far this process is in its streams.
 
     Raises:
         KeyboardInterrupt: Ctrl-C stopped it, and all is saved.
@@ -263,8 +309,10 @@ def check_together(options: TrainOptions, training: Training) -> None:
 def export(options: TrainOptions, training: Training, milestones: Milestones, start: Inflation) -> None:
     """Write the motion file, open it as the nodes do, say how far it moved, and write a workflow that uses it."""
     name, tensors, info = run_name(options), exported_weights(training), milestones.info
+    spatial = exported_weights(training, "spatial") if "spatial" in training.weights else {}
     if not training.accelerator.is_main_process:
         return
+    write_spatial(options, training, spatial)
     path, workflow = options.output / f"{name}.safetensors", options.output / f"{name}_workflow.json"
     write_and_open(path, tensors, info)
     log.info("Wrote %s; its modules moved from their start by (RMS):", path)
@@ -274,3 +322,15 @@ def export(options: TrainOptions, training: Training, milestones: Milestones, st
     base, caption = options.base.absolute(), milestones.preview.caption  # absolute, so that "." has a name
     write_workflow(workflow, base.name, path.name, info, caption, base_is_folder=base.is_dir())
     log.info("Put it into ComfyUI's models/stillmotion and open %s there.", workflow)
+
+
+def write_spatial(options: TrainOptions, training: Training, tensors: dict[str, Tensor]) -> None:
+    """Write what trained of the image model as ComfyUI loads it: a LoRA, or a U-Net for Load Diffusion Model."""
+    if not tensors:
+        return
+    spatial = training.weights["spatial"]
+    is_lora = isinstance(spatial, Loras)
+    path = options.output / f"{run_name(options)}_{'lora' if is_lora else 'unet'}.safetensors"
+    write_bytes(path, save(exported(spatial, tensors, training.inflation.structure), {"format": "pt"}))
+    folder, node = ("loras", "Load LoRA") if is_lora else ("diffusion_models", "Load Diffusion Model")
+    log.info("Wrote %s; put it into ComfyUI's models/%s, and load it with %s.", path, folder, node)

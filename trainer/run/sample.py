@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...networks.clip import Clip
 from ...samplers.mitigating_gradient import Mitigation, mitigate_latents
-from ...samplers.schedules import BETA_END, BETA_START, NoiseSchedule, cfg_at, sigma_at, sigmas_of
+from ...samplers.schedules import BETA_END, BETA_START, NoiseSchedule, Prediction, cfg_at, sigma_at, sigmas_of
 from ..clips.batches import generator_for
 
 EARLY = 0.3
@@ -22,18 +22,24 @@ EARLY = 0.3
 OFF = Mitigation(alpha=0)
 
 Model = Callable[[Tensor, Tensor, Tensor, Clip], Tensor]
-"""Rows, timesteps, text and clip to the prediction of the noise: an `InflatedUNet`, with an inflation or without."""
+"""Rows, timesteps, text and clip to the prediction: an `InflatedUNet`, with an inflation or without."""
 
 
-def ddim(schedule: NoiseSchedule = "scaled_linear") -> DDIMScheduler:
-    """Return DDIM on a schedule of Stable Diffusion 1.5's betas, with that model's own settings."""
+def ddim(
+    schedule: NoiseSchedule = "scaled_linear", prediction: Prediction = "epsilon", zero_snr: bool = False
+) -> DDIMScheduler:
+    """Return DDIM on a schedule of Stable Diffusion 1.5's betas, with that model's own settings; with `zero_snr` it
+    begins at the last timestep, where there is noise alone (Lin et al. 2024, arXiv 2305.08891, section 3.3)."""
     return DDIMScheduler(
         beta_start=BETA_START,
         beta_end=BETA_END,
         beta_schedule=schedule,
         clip_sample=False,
         set_alpha_to_one=False,
-        steps_offset=1,
+        steps_offset=0 if zero_snr else 1,
+        prediction_type=prediction,
+        rescale_betas_zero_snr=zero_snr,
+        timestep_spacing="trailing" if zero_snr else "leading",
     )
 
 
@@ -44,8 +50,8 @@ def starting_noise(seed: int, frames: int, cells: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The settings of a sampler: DDIM `steps`, CFG, the noise `schedule` that the model was trained on, and
-    `mitigation`.
+    """The settings of a sampler: DDIM `steps`, CFG, the noise `schedule` that the model was trained on and what it
+    predicts, and `mitigation`.
 
     `guidance`: CFG scale; 1 leaves out the network without caption. `guidance_early`: the one while more than 70 % of
     the schedule lie ahead, None: the same (HARIVO: 10 to 15, then 7.5). `mitigation`: how neighbouring frames are
@@ -57,6 +63,8 @@ class Sampling:
     guidance_early: float | None = None
     mitigation: Mitigation = OFF
     schedule: NoiseSchedule = "scaled_linear"
+    prediction: Prediction = "epsilon"
+    zero_snr: bool = False
 
     def guidance_at(self, sigma: float, sigmas: Tensor) -> float:
         """Return CFG scale at a noise level; `sigmas` are those of all timesteps, rising."""
@@ -85,7 +93,7 @@ def sample_clip(
             training with `first_frame="clean"` does. None: the first frame is sampled like the others.
         progress: show a bar, where there are steps enough for one.
     """
-    frames, scheduler = len(noise), ddim(how.schedule)
+    frames, scheduler = len(noise), ddim(how.schedule, how.prediction, how.zero_snr)
     scheduler.set_timesteps(how.steps)
     sigmas = sigmas_of(scheduler.alphas_cumprod)
     captions = [text] if how.guidance == 1 and how.guidance_early in (None, 1) else [text, no_caption]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from accelerate import Accelerator
 
+from ...samplers.schedules import Prediction
 from ..base.load import Base, check_exists, load_base
 from ..options import TrainOptions
 from .milestones import last_save
@@ -44,16 +46,21 @@ def begin(options: TrainOptions) -> Session:
 
 
 def load_image_model(path: Path) -> Base:
-    """Load the base, whose prediction and schedule must be those that the losses are made for.
+    """Load the base, whose prediction and schedule must be ones that the losses are made for.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be used.
     """
     log.info("Loading %s …", path)
     base = load_base(path)
-    if (base.schedule, base.prediction) != ("scaled_linear", "epsilon"):
+    if base.schedule != "scaled_linear" or base.prediction not in get_args(Prediction):
         raise ValueError(
-            f"{path} predicts {base.prediction} on the schedule {base.schedule}; training knows epsilon on"
-            " scaled_linear, as SD1.5 has them"
+            f"{path} predicts {base.prediction} on the schedule {base.schedule}; training knows epsilon and"
+            " v_prediction on scaled_linear, as Stable Diffusion has them"
+        )
+    if base.zero_snr and base.prediction == "epsilon":
+        raise ValueError(
+            f"{path} predicts epsilon on a schedule with zero terminal SNR, where nothing can be learnt from it; such"
+            " models predict the velocity: mend prediction_type in its scheduler_config.json"
         )
     return base

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +12,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..base.features import FeatureModel
 from ..base.load import Base, encode_captions, encode_frames
-from ..clips.batches import Batch, Plan, TrainingClip, batch_for, batch_from, clips_hash
-from ..clips.cache import caption_embedding, clip_latents, weights_hash
+from ..clips.batches import (
+    Batch,
+    Plan,
+    TrainingClip,
+    batch_for,
+    batch_from,
+    clips_hash,
+    draw_picture,
+    pictures_in,
+)
+from ..clips.cache import caption_embedding, clip_features, clip_latents, weights_hash
 from ..clips.find import ClipFormat, Source
 from ..clips.inspect import ClipReport, table, usable_clips
+from ..clips.pictures import picture_latents
 from ..clips.shards import Shard, set_hash
 from ..clips.stream import ClipStream, Loader, first_usable, peek
 from ..options import TrainOptions
@@ -49,6 +60,18 @@ class Encoder:
 
         return clip_latents(source, self.fps, self.size, self.base.vae, self.cache, encode, self.vae_hash).float()
 
+    def latents_of_picture(self, source: Source) -> Tensor:
+        """Return the latents of a picture, scaled, (1, 4, height, width)."""
+
+        def encode(vae, frames: Tensor) -> Tensor:
+            return encode_frames(vae.to(self.device), frames.to(self.device))
+
+        return picture_latents(source, self.size, self.base.vae, self.cache, encode, self.vae_hash).float()
+
+    def features_of(self, model: FeatureModel) -> Callable[[Source], Tensor]:
+        """Return a function that gives what an image model sees in each frame of a clip, (frames, width)."""
+        return lambda source: clip_features(source, self.fps, self.size, self.cache, model)
+
     def text_of(self, caption: str) -> Tensor:
         """Return the embedded caption, (tokens, width)."""
 
@@ -74,7 +97,8 @@ class TrainingSet:
     `names`, `captions`: of clips, or of the parts of a large set, for the log and the motion file. `reports`: of those
     that were looked at. `measured`: clips of the fixed-noise loss; `held_out`: names of those that are not trained on.
     `content`: a hash that tells whether a resumed run learns from the same. `batches`: makes the source of a plan's
-    micro-batches of so many clips. `position`, `skip_to`: how far this process is in its stream, where there is one.
+    micro-batches of so many clips. `first`: the first clips of a large set; `factors`: what the motion file says of
+    their motion and appearance. `position`, `skip_to`: how far this process is in its streams, where there are any.
     """
 
     names: list[str]
@@ -85,8 +109,10 @@ class TrainingSet:
     preview: Preview
     content: str
     batches: Callable[[Plan, int], BatchSource]
-    position: Callable[[], int] = lambda: 0
-    skip_to: Callable[[int], None] = lambda position: None
+    first: list[TrainingClip] = field(default_factory=list)
+    factors: dict[str, list[float]] = field(default_factory=dict)
+    position: Callable[[], tuple[int, ...]] = tuple
+    skip_to: Callable[[tuple[int, ...]], None] = lambda position: None
 
     def first_batch(self, plan: Plan, size: int) -> Batch:
         """Return a micro-batch like those of training, without taking one from a stream."""
@@ -151,31 +177,66 @@ def looked_at(options: TrainOptions, shards: Sequence[Shard]) -> list[ClipReport
     return reports
 
 
-def streamed_clips(session: Session, shards: Sequence[Shard], reports: list[ClipReport], base: Base) -> TrainingSet:
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures beside clips: their set, None for frames of the clips, and their share of all micro-batches."""
+
+    shards: Sequence[Shard] | None
+    share: float
+
+
+def streamed_clips(
+    session: Session,
+    shards: Sequence[Shard],
+    reports: list[ClipReport],
+    base: Base,
+    *,
+    pictures: Pictures | None = None,
+    look: FeatureModel | None = None,
+    most_measured: int = 0,
+) -> TrainingSet:
     """Encode the clips of a set of any size as training comes to them; those of the fixed-noise loss now.
+
+    Args:
+        pictures: None: clips alone.
+        look: what gives each frame of a clip its features; None: they have none.
+        most_measured: so many clips are encoded now at the least, for what is measured of a set before it trains.
 
     Raises:
         ValueError: fewer clips can be used than are to be held out.
     """
     options, accelerator, encoder = session.options, session.accelerator, encoder_for(session, base)
-    load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of)
+    features_of = encoder.features_of(look) if look else None
+    load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of, features_of)
     with accelerator.main_process_first():
-        measured = first_usable(shards, options.held_out or MEASURED_WITHOUT_HELD_OUT, load, options.skip_bad)
+        wanted = options.held_out or MEASURED_WITHOUT_HELD_OUT
+        first = first_usable(shards, max(wanted, most_measured), load, options.skip_bad)
+        measured = first[:wanted]
         if len(measured) < options.held_out:
             raise ValueError(f"--held-out is {options.held_out}, but only {len(measured)} clips can be used")
         preview = encoder.preview(prompt_of(options, measured))
     encoder.offload()
     held_out = [clip.name for clip in measured] if options.held_out else []
-    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    stream = ClipStream(shards, load, seed=options.seed, held_out=held_out, skip_bad=options.skip_bad, **place)
+    streams = [stream_for(session, shards, load, held_out)]
+    if pictures and pictures.shards:
+        of_one = Loader(1, options.fps, encoder.latents_of_picture, encoder.text_of)
+        streams.append(stream_for(session, pictures.shards, of_one))
 
     def batches(plan: Plan, size: int) -> BatchSource:
         def source(step: int, number: int) -> Batch:
-            batch = batch_from(plan, stream, preview.no_caption, size, step, number)
+            stills = pictures_in(step, options.accumulation, pictures.share) if pictures else 0
+            if number // accelerator.num_processes < stills:
+                batch = batch_from(plan, streams[-1], preview.no_caption, size, step, number, draw_picture)
+            else:
+                batch = batch_from(plan, streams[0], preview.no_caption, size, step, number)
             encoder.offload()
             return batch
 
         return source
+
+    def skip_to(positions: tuple[int, ...]) -> None:
+        for stream, position in zip(streams, positions, strict=True):
+            stream.skip_to(position)
 
     return TrainingSet(
         names=[shard.name for shard in shards],
@@ -184,8 +245,16 @@ def streamed_clips(session: Session, shards: Sequence[Shard], reports: list[Clip
         measured=measured,
         held_out=held_out,
         preview=preview,
-        content=set_hash(shards),
+        content=set_hash([*shards, *(pictures.shards or () if pictures else ())]),
         batches=batches,
-        position=lambda: stream.position,
-        skip_to=lambda position: stream.skip_to(position),
+        first=first,
+        position=lambda: tuple(stream.position for stream in streams),
+        skip_to=skip_to,
     )
+
+
+def stream_for(session: Session, shards: Sequence[Shard], load: Loader, held_out: Sequence[str] = ()) -> ClipStream:
+    """Return this process's stream of a set."""
+    options, accelerator = session.options, session.accelerator
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    return ClipStream(shards, load, seed=options.seed, held_out=held_out, skip_bad=options.skip_bad, **place)

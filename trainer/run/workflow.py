@@ -1,4 +1,4 @@
-"""A ComfyUI workflow that uses a motion file: the shipped template, filled in."""
+"""A ComfyUI workflow that uses a motion file: a shipped template, filled in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 from ...networks.motion_file import MotionInfo
 from .sample import EARLY
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "few_shot_motion.json"
+TEMPLATES = Path(__file__).resolve().parents[2] / "workflows"
+TEMPLATE, OF_A_STILL = TEMPLATES / "few_shot_motion.json", TEMPLATES / "spatial_prior.json"
+WITH_DIALS = TEMPLATES / "motion_factor.json"
+UNKNOWN = {"motion": 500.0, "appearance": 0.0}
+GUIDANCE = "StillmotionMotionAppearanceGuidance"
 
 
 def write_workflow(
@@ -16,37 +20,85 @@ def write_workflow(
 ) -> None:
     """Write the graph of the previews for ComfyUI's editor: checkpoint and motion file to an MP4 and a WebP.
 
+    Where the file has a spatial prior, a still by the image model is what the clip is made of; where it has dials, they
+    are set to what half of the training clips lie below.
+
     Args:
         base, motion: names as ComfyUI's loaders will list them.
         base_is_folder: the base is a diffusers folder, which another loader opens than a checkpoint file.
         caption: the prompt; the negative prompt stays empty, as in training.
     """
-    workflow = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    config = info.config
+    workflow = _read(OF_A_STILL if config.prior else TEMPLATE)
     nodes = {node["type"]: node for node in workflow["nodes"]}
+    loader = nodes["StillmotionSTUNetLoader" if config.prior else "StillmotionRecurrentMotionLoRA"]
     prompt = next(node for node in workflow["nodes"] if node.get("title") == "Prompt")
     prompt["widgets_values"] = [caption]
     nodes["MarkdownNote"]["widgets_values"] = [_note(base, base_is_folder, motion, info)]
     nodes["CheckpointLoaderSimple"]["widgets_values"] = [base]
-    nodes["StillmotionRecurrentMotionLoRA"]["widgets_values"][0] = motion
-    nodes["EmptyLatentImage"]["widgets_values"] = [info.width, info.height, info.frames]
+    loader["widgets_values"][0] = motion
+    for node in workflow["nodes"]:
+        if node["type"] == "EmptyLatentImage":
+            frames = 1 if node["widgets_values"][2] == 1 else info.frames
+            node["widgets_values"] = [info.width, info.height, frames]
+        if node["type"] == "KSampler":
+            _set_steps(node, info.options)
+    if config.motion or config.appearance:
+        _add_guidance(workflow, nodes["KSampler"], info)
     _set_sampler(nodes, info.options)
     nodes["CreateVideo"]["widgets_values"][0] = info.fps
     nodes["SaveAnimatedWEBP"]["widgets_values"][1] = info.fps
-    config = info.config
-    if config.temporal or config.resampling or config.mapping or config.tokens:
-        _load_whole(nodes["StillmotionRecurrentMotionLoRA"], motion)
+    if config.temporal or config.resampling or config.mapping or config.tokens or config.motion or config.appearance:
+        _load_whole(loader, motion)
     if base_is_folder:
         _load_folder(nodes["CheckpointLoaderSimple"])
     path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _set_sampler(nodes: dict[str, dict], options: dict) -> None:
-    """Have KSampler sample as the previews did, or put MG Guidance Sampler there, whose first sockets are the same."""
-    node = nodes["KSampler"]
+def _set_steps(node: dict, options: dict) -> None:
+    """Have KSampler sample as the previews did."""
     seed, after, steps, cfg, *others = node["widgets_values"]
     steps, cfg = options.get("preview_steps", steps), options.get("guidance", cfg)
-    early, alpha = options.get("guidance_early") or cfg, options.get("mitigation", 0)
     node["widgets_values"] = [seed, after, steps, cfg, *others]
+
+
+def _add_guidance(workflow: dict, sampler: dict, info: MotionInfo) -> None:
+    """Put the dials that the file has before the sampler of the clip: the node of another shipped graph."""
+    node = next(n for n in _read(WITH_DIALS)["nodes"] if n["type"] == GUIDANCE)
+    node["id"] = workflow["last_node_id"] = workflow["last_node_id"] + 1
+    link = workflow["last_link_id"] = workflow["last_link_id"] + 1
+    entry = next(socket for socket in sampler["inputs"] if socket["name"] == "model")
+    before = next(found for found in workflow["links"] if found[0] == entry["link"])
+    before[3:5], entry["link"] = [node["id"], 0], link
+    workflow["links"].append([link, node["id"], 0, sampler["id"], 0, "MODEL"])
+    workflow["nodes"].append(node)
+    x, y = sampler["pos"]
+    node |= {"title": "How much happens in it", "pos": [x, y + 680], "order": len(workflow["nodes"])}
+    node["inputs"] = [{"name": "model", "type": "MODEL", "link": before[0]}]
+    node["outputs"][0]["links"] = [link]
+    for unused in node["outputs"][1:]:
+        unused["links"] = None
+    node["widgets_values"][:3] = _dials(info)
+
+
+def _dials(info: MotionInfo) -> list:
+    """Return both factors, of which half of the training clips have less, and which of them the file takes."""
+    motion, appearance = (
+        info.factors.get(name, [start] * 3)[1] for name, start in (("motion", 500), ("appearance", 0))
+    )
+    names = [name for name in ("motion", "appearance") if getattr(info.config, name)]
+    return [float(round(motion)), min(1.0, max(0.0, appearance)), " and ".join(names)]
+
+
+def _read(template: Path) -> dict:
+    return json.loads(template.read_text(encoding="utf-8"))
+
+
+def _set_sampler(nodes: dict[str, dict], options: dict) -> None:
+    """Put MG Guidance Sampler, whose first sockets are the same, in the place of KSampler where the previews had it."""
+    node = nodes["KSampler"]
+    seed, after, steps, cfg, *others = node["widgets_values"]
+    early, alpha = options.get("guidance_early") or cfg, options.get("mitigation", 0)
     if alpha or early != cfg:
         limits = [0.5, "one-sided", True, 0.0, 1.0]  # the node's own defaults
         node["type"] = node["properties"]["Node name for S&R"] = "StillmotionMGGuidanceSampler"

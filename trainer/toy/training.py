@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor
 from tqdm import trange
 
+from ...samplers.schedules import alphas_cumprod
 from ..base.load import Base, decode_latents, encode_frames, token_ids
 from ..base.seeding import mixed_precision
 from ..losses.denoising import add_noise, velocity_weight
@@ -122,10 +123,11 @@ def denoising_loss(unet: UNet2DConditionModel, latents: Tensor, text: Tensor, ge
     shape."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     times = torch.randint(1000, (len(latents),), generator=generator).to(latents.device)
-    noisy = add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+    signal = alphas_cumprod().to(latents.device)[times]
+    noisy = add_noise(latents, noise, signal).contiguous(memory_format=torch.channels_last)
     with mixed_precision(latents.device):
         predicted = unet(noisy, times, text).sample.float()
-    return (velocity_weight(times) * (predicted - noise).square().mean((1, 2, 3))).mean()
+    return (velocity_weight(signal) * (predicted - noise).square().mean((1, 2, 3))).mean()
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
 """`check` says of every clip what training would see of it, and whether training would start."""
 
+import re
+
 import numpy as np
 import pytest
+import tiny_run as tiny
 from PIL import Image
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.find import ClipFormat, find_clips
@@ -127,3 +130,20 @@ def test_no_usable_clip_is_one_line_and_exit_2_even_with_skipping(tmp_path, caps
 def test_options_out_of_range_are_refused(folder, capsys, wrong):
     assert main(["check", "--videos", str(folder), *wrong]) == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+def test_with_a_base_the_factors_of_each_clip_are_printed_and_how_they_vary(folder, tmp_path, capsys, caplog):
+    """A texture that is shifted by 6 pixels from frame to frame, and the same one that stands still."""
+    caplog.set_level("INFO", "stillmotion")
+    tiny.write_base(tmp_path / "base")
+    more = ["--base", str(tmp_path / "base"), "--cache", str(tmp_path / "cache")]
+    assert main(["check", "--videos", str(folder), "--output", str(tmp_path / "out"), *SMALL, *more]) == 0
+    said = capsys.readouterr().out
+    moving, still = (
+        re.search(rf"{name}.mp4 +motion factor +(\d+)  appearance factor (\S+)", said) for name in ("moving", "still")
+    )
+    assert int(moving[1]) > 10 * int(still[1]) and float(moving[2]) > float(still[2]) >= 0
+    assert "5th, 50th and 95th percentile" in said and "motion factor hardly differs" not in caplog.text
+    only = [str(folder / "still.mp4"), "--caption", "x"]
+    assert main(["check", "--videos", *only, "--output", str(tmp_path / "out"), *SMALL, *more]) == 0
+    assert "The motion factor hardly differs" in caplog.text and "The appearance factor hardly" in caplog.text

@@ -1,6 +1,7 @@
 """The whole `inflate` command on two processes and tar shards; as a script, the command that notes its clips."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -110,11 +111,11 @@ def test_stopped_by_a_file_and_resumed_gives_the_same_motion_file_of_the_same_cl
     (place / "stopped").mkdir()
     (place / "stopped/save_quit").touch()
     assert on_two_processes(place, "stopped") is None
-    assert read_state(saved_states(place / "stopped/saves")[-1])["positions"] == [4, 4]
+    assert read_state(saved_states(place / "stopped/saves")[-1])["positions"] == [[4], [4]]
     assert same(on_two_processes(place, "stopped", "--resume"), two)
     assert seen(place, "stopped") == seen(place, "two")
     ours, theirs = (read_state(saved_states(place / name / "saves")[-1]) for name in ("stopped", "two"))
-    assert same(ours["objective"], theirs["objective"]) and ours["positions"] == [16, 16]
+    assert same(ours["objective"], theirs["objective"]) and ours["positions"] == [[16], [16]]
 
 
 def test_processes_that_found_different_saves_are_refused():
@@ -127,11 +128,20 @@ def test_processes_that_found_different_saves_are_refused():
         check_together(SimpleNamespace(output="here"), training)
 
 
-def test_another_number_of_processes_cannot_go_on(place, two, monkeypatch, capsys):
+def test_another_number_of_processes_goes_on_where_steps_stay_as_large(place, two, monkeypatch, capsys, caplog):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(shared_path, "report_estimate", lambda *_: None)
+    shutil.copytree(place / "two", place / "alone")
+    for path in sorted((place / "alone/saves").iterdir()):
+        path.rename(path.with_name(path.name.replace("two-", "alone-")))
+    saved_states(place / "alone/saves")[-1].unlink()
     AcceleratorState._reset_state(True)
-    assert main(words(place, "two", "--resume")) == 2
-    assert "`accelerate launch --num_processes` is 1, but" in capsys.readouterr().err
+    assert main(words(place, "alone", "--resume")) == 2
+    assert "--accumulation times the number of processes is 1, but" in capsys.readouterr().err
+    AcceleratorState._reset_state(True)
+    assert main(words(place, "alone", "--resume", "--accumulation", "2")) == 0
+    assert "ran on 2 processes and goes on with 1" in caplog.text
+    assert read_state(saved_states(place / "alone/saves")[-1])["positions"] == [[32]]
 
 
 class Both:

@@ -23,8 +23,8 @@ from stillmotion.networks.presets import PRESETS
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.commands import fewshot
 from stillmotion.trainer.config import read_options
-from stillmotion.trainer.options import FewShotOptions, InflateOptions
-from stillmotion.trainer.run.architecture import check_frames, inflation_config
+from stillmotion.trainer.options import DecoupleOptions, FewShotOptions, InflateOptions
+from stillmotion.trainer.run.architecture import check_frames, decoupled, inflation_config
 
 SD15 = sd15_like([320, 640, 1280, 1280], [2, 2, 2, 2])
 
@@ -151,9 +151,24 @@ REACHED = {
     "tokens.neutral": ("--preset harivo --token-gate paper", lambda c: not c.tokens.neutral),
     "frame_attention.heads": ("--frame-heads 4", lambda c: c.frame_attention == CrossFrames(4)),
     "recurrence.mode": ("--recurrence paper_rnn", lambda c: c.recurrence == Recurrence("paper_rnn")),
+    "motion.norm": ("--motion-norm l2sq", lambda c: c.motion.norm == "l2sq_mean_x_7168"),
+    "motion.order": ("--interpolation sin_then_interp", lambda c: c.motion.order == "sin_then_interp"),
+    "appearance.frames": ("--frames 20", lambda c: c.appearance.frames == 20),
+    "appearance.features": ("--features dino", lambda c: c.appearance.features == "dino"),
     "queries.rank": ("--rank 3", lambda c: c.queries == Queries(3)),
 }
 """For each option that the networks have: flags that set it, and what they then make of it."""
+
+
+def decoupled_config_of(*more):
+    options = read_options(DecoupleOptions, ["--videos", "v", "--base", "b", *more], "decouple")
+    return decoupled(inflation_config(options, options.frames, SD15), options, str(options.features))
+
+
+@pytest.mark.parametrize("flag, part", [("prior", "prior"), ("motion", "motion"), ("appearance", "appearance")])
+def test_each_half_of_higen_can_be_left_out(flag, part):
+    assert getattr(decoupled_config_of(), part) and getattr(decoupled_config_of(f"--no-{flag}"), part) is None
+    assert decoupled_config_of().temporal == config_of("--preset", "higen").temporal
 
 
 def few_shot_config_of(*more):
@@ -168,11 +183,20 @@ def test_an_option_of_the_networks_is_set_by_a_flag(option):
         assert holds(fewshot.inflation_config(options)) and not holds(
             InflationConfig(None, CrossFrames(), Recurrence(), Queries())
         )
+    elif option.partition(".")[0] in ("motion", "appearance"):
+        assert holds(decoupled_config_of(*flags.split())) and not holds(decoupled_config_of())
     else:
         assert holds(config_of(*flags.split())) and not holds(
             config_of(*flags.split()[:2][: 2 * ("--preset" in flags)])
         )
 
 
+OF_HIGENS_RELEASE = {"prior.absent", "motion.absent", "appearance.absent"} | {
+    f"resampler.{name}" for name in ("tokens", "width", "layers", "heads")
+}
+"""What only the authors' released network has, which `convert` reads."""
+
+
 def test_no_option_of_the_networks_is_out_of_reach():
-    assert set(REACHED) == {f"{part}.{field.name}" for part, kind in PARTS.items() for field in fields(kind)}
+    every = {f"{part}.{field.name}" for part, kind in PARTS.items() for field in fields(kind)}
+    assert set(REACHED) == every - OF_HIGENS_RELEASE

@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from stillmotion.networks.config import InflationConfig, Queries, Recurrence
 from stillmotion.samplers.schedules import alphas_cumprod
 from stillmotion.trainer.clips.batches import batch_for, clip_at, clips_hash, draw, rows
-from stillmotion.trainer.losses.denoising import add_noise, batch_loss, noise_loss, noisy_rows
+from stillmotion.trainer.losses.denoising import add_noise, batch_loss, noisy_rows, prediction_loss
 from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.run import optimiser
 from stillmotion.trainer.run.checkpoints import read_state, restore, same, save_state, state_of
@@ -89,7 +89,9 @@ def test_the_noise_schedule_is_that_of_stable_diffusion():
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     assert torch.equal(alphas_cumprod(), DDIMScheduler(**config).alphas_cumprod)
     x, noise, times = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6), torch.tensor([0, 500, 999])
-    torch.testing.assert_close(add_noise(x, noise, times), DDPMScheduler(**config).add_noise(x, noise, times))
+    torch.testing.assert_close(
+        add_noise(x, noise, alphas_cumprod()[times]), DDPMScheduler(**config).add_noise(x, noise, times)
+    )
 
 
 def test_a_clean_first_frame_is_given_and_has_no_part_in_the_loss():
@@ -99,14 +101,14 @@ def test_a_clean_first_frame_is_given_and_has_no_part_in_the_loss():
     assert torch.equal(given[1:], noisy_rows(batch, tiny.tiny_plan())[1:])
     wrong_first = batch.noise.clone()
     wrong_first[0] += 100
-    assert noise_loss(wrong_first, batch.noise, 4, "clean").item() == 0
-    assert noise_loss(wrong_first, batch.noise, 4, "noisy").item() == pytest.approx(2500, rel=1e-5)
+    assert prediction_loss(wrong_first, batch.noise, 4, "clean").item() == 0
+    assert prediction_loss(wrong_first, batch.noise, 4, "noisy").item() == pytest.approx(2500, rel=1e-5)
 
 
 def test_the_loss_is_a_mean_per_clip():
     noise = torch.zeros(6, 4, 3, 2)
     predicted = torch.cat([torch.ones(3, 4, 3, 2), 2 * torch.ones(3, 4, 3, 2)])
-    assert noise_loss(predicted, noise, 3, "noisy").tolist() == [1.0, 4.0]
+    assert prediction_loss(predicted, noise, 3, "noisy").tolist() == [1.0, 4.0]
 
 
 @pytest.mark.parametrize("timestep", [20, 500])

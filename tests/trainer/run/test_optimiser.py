@@ -121,3 +121,29 @@ def test_the_ema_forgets_its_start_and_follows():
     assert values[0] == 1.0
     assert values[1] == pytest.approx(3 + (1 - 3) * 2 / 11)  # the second update, with d = (1 + 1) / (10 + 1)
     assert values[-1] == pytest.approx(3.0, abs=0.02)
+
+
+@pytest.mark.parametrize("scale, multiplier, expected", [(0.2, 1.0, 1.0), (1.0, 0.2, 0.2)])
+def test_a_factor_on_gradients_is_divided_out_by_adamw_and_one_on_the_rate_is_not(scale, multiplier, expected):
+    """HiGen's decay of 0.2 on the spatial gradients, as its code has it and as it was meant."""
+    ways = []
+    for factor, rate in ((1.0, 1.0), (scale, multiplier)):
+        torch.manual_seed(0)
+        model, target = torch.nn.Linear(8, 8), torch.randn(64, 8)
+        start, inputs = model.weight.detach().clone(), torch.randn(64, 8)
+        optimizer = make_optimizer(model, spatial=list(model.parameters()), spatial_rate=rate)
+        for _ in range(300):
+            set_learning_rate(optimizer, 1e-5)
+            optimizer.zero_grad()
+            (model(inputs) - target).square().mean().backward()
+            torch._foreach_mul_([p.grad for p in model.parameters()], factor)
+            optimizer.step()
+        ways.append((model.weight.detach() - start).abs().mean().item())
+    assert ways[1] / ways[0] == pytest.approx(expected, abs=0.01 if expected < 1 else 1e-4)
+
+
+def test_weights_of_the_image_model_do_not_decay():
+    model = torch.nn.ModuleDict({"spatial": torch.nn.Linear(2, 2), "other": torch.nn.Linear(2, 2)})
+    optimizer = make_optimizer(model, spatial=list(model["spatial"].parameters()), spatial_rate=0.2)
+    found = {(group["factor"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert found == {(1.0, 0.01), (0.2, 0.0)}

@@ -4,7 +4,16 @@ import json
 from dataclasses import replace
 
 import pytest
-from stillmotion.networks.config import InflationConfig, Mapping, Recurrence, Temporal, Tokens
+from stillmotion.networks.config import (
+    Appearance,
+    InflationConfig,
+    Mapping,
+    Motion,
+    Prior,
+    Recurrence,
+    Temporal,
+    Tokens,
+)
 from stillmotion.networks.motion_file import MotionInfo
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.trainer.run.workflow import TEMPLATE, write_workflow
@@ -89,3 +98,43 @@ def test_no_two_nodes_of_a_shipped_workflow_overlap(name):
         return a[0] + a[2] < b[0] or a[1] + a[3] < b[1] - title
 
     assert all(apart(a, b) or apart(b, a) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+HIGEN = replace(
+    INFO,
+    config=InflationConfig(prior=Prior(), motion=Motion(), appearance=Appearance(5)),
+    factors={"motion": [40.0, 210.4, 900.0], "appearance": [0.0, 0.3, 1.2]},
+    options={"preview_steps": 10, "guidance": 4.0},
+)
+
+
+def linked(nodes, links, title, name):
+    """The node that an input comes from."""
+    link = next(socket["link"] for socket in nodes[title]["inputs"] if socket["name"] == name)
+    number = next(found[1] for found in links if found[0] == link)
+    return next(node for node in nodes.values() if node["id"] == number)
+
+
+def test_a_file_with_a_prior_gets_the_still_of_the_plain_model_and_the_clip_of_it(written, tmp_path):
+    nodes = written(HIGEN)
+    links = json.loads((tmp_path / "w.json").read_text(encoding="utf-8"))["links"]
+    still, clip = "The still, by the image model", "The clip"
+    assert nodes["One picture, of the clip's size"]["widgets_values"] == [72, 40, 1]
+    assert nodes["Frames of the clip"]["widgets_values"] == [72, 40, 5]
+    assert [nodes[name]["widgets_values"][2:4] for name in (still, clip)] == [[10, 4.0]] * 2
+    assert linked(nodes, links, still, "model")["type"] == "CheckpointLoaderSimple"
+    dials = linked(nodes, links, clip, "model")
+    assert dials["widgets_values"][:3] == [210.0, 0.3, "motion and appearance"]
+    prior = linked(nodes, links, dials["title"], "model")
+    assert prior["type"] == "StillmotionSpatialPrior"
+    assert linked(nodes, links, prior["title"], "latent")["title"] == still
+    assert linked(nodes, links, prior["title"], "model")["widgets_values"][0] == "wave.safetensors"
+    assert len({node["id"] for node in nodes.values()}) == len(nodes)
+
+
+def test_the_dials_are_those_that_the_file_has(written):
+    for part, asks in (("motion", "motion"), ("appearance", "appearance")):
+        config = replace(InflationConfig(temporal=Temporal()), **{part: getattr(HIGEN.config, part)})
+        dials = written(replace(HIGEN, config=config))["How much happens in it"]
+        assert dials["widgets_values"][2] == asks
+    assert "How much happens in it" not in written(replace(HIGEN, config=InflationConfig(prior=Prior())))

@@ -1,0 +1,319 @@
+"""Ask a network that `decouple` trained for motion and change of look, and measure what it makes of that.
+
+    python benchmarks/closed_loop.py --toy toy.safetensors --output runs/closed-loop
+
+Draws clips of one shape that goes round at one speed on a ground that changes its colour to some degree, each for
+itself, trains a small image model on pictures of them (with the autoencoder and the text encoder of `--toy`), then
+`decouple` twice on the clips: as it is, and with the factors of each clip given to another one (the control, which can
+learn nothing from them). Samples clips of held-out captions on a grid of both factors, the same noise for all, and
+prints Spearman's rank correlations of what was asked with what is measured, with intervals over captions and seeds.
+Then the prior: how near the middle frame is to the still that was given, to another still, and what the autoencoder
+alone loses. What is there in --output is not made again.
+"""
+
+import argparse
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from side_by_side import DEVICE
+from stillmotion.networks.asked import NOTHING, Given
+from stillmotion.networks.motion_file import read_motion_info
+from stillmotion.samplers.factors import appearance_factor, appearance_similarity, latent_features, motion_factors
+from stillmotion.trainer.base.load import encode_captions, encode_frames, load_base
+from stillmotion.trainer.clips.cache import to_network
+from stillmotion.trainer.commands.decouple import decouple
+from stillmotion.trainer.losses.decoupling import Decoupling, measured
+from stillmotion.trainer.options import DecoupleOptions
+from stillmotion.trainer.run.compare import load_motion
+from stillmotion.trainer.run.previews import decode_clip
+from stillmotion.trainer.run.sample import Sampling, sample_clip, starting_noise
+from stillmotion.trainer.run.two_passes import asked_for, sample_still
+from stillmotion.trainer.show.pictures import contact_sheet, write_mp4
+from stillmotion.trainer.toy.drawing import COLOURS, draw, random_pictures, split_scenes, to_bytes
+from stillmotion.trainer.toy.parts import silence_branches
+from stillmotion.trainer.toy.training import denoising_loss, warm_cosine
+from tqdm import trange
+
+SIZE, FRAMES, FPS = (64, 64), 8, 8.0
+SPEEDS = (0.0, 0.04, 0.08, 0.12, 0.16)  # rounds from frame to frame
+CHANGES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from one ground to another
+WIDTHS, PICTURES = (64, 128), 1500
+BLOCKS = ("convolution", "convolution+transformer")  # the transformer of 512 channels at the top takes half of a step
+
+
+def varied_clip(scene, other, speed, change, start):
+    """Return frames of a shape on its way round, on a ground on its way to the colour `other`."""
+    phase = start + speed * torch.arange(FRAMES)
+    centres = 0.5 + 0.16 * torch.stack([(math.tau * phase).sin(), (math.tau * phase).cos()], dim=1)
+    radii = torch.full((FRAMES,), 0.27)
+    ends = [draw([scene._replace(ground=ground)] * FRAMES, centres, radii, SIZE) for ground in (scene.ground, other)]
+    share = change * torch.linspace(0, 1, FRAMES).view(-1, 1, 1, 1)
+    return to_bytes(torch.lerp(*ends, share))
+
+
+def draw_set(folder, count):
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(0)
+    scenes, _ = split_scenes()
+    for number in range(count):
+        scene = scenes[int(torch.randint(len(scenes), (), generator=random))]
+        others = [colour for colour in COLOURS if colour not in (scene.colour, scene.ground)]
+        other = others[int(torch.randint(len(others), (), generator=random))]
+        speed = SPEEDS[-1] * torch.rand((), generator=random)
+        change, start = torch.rand(2, generator=random)
+        write_mp4(varied_clip(scene, other, speed, change, start), folder / f"{number:03}.mp4", FPS)
+        (folder / f"{number:03}.txt").write_text(scene.caption, encoding="utf-8")
+
+
+def make_base(toy, folder, steps):
+    """Train a narrow U-Net on pictures of the captions, and write it as a diffusers folder."""
+    base = load_base(toy)
+    torch.manual_seed(0)
+    base.unet = UNet2DConditionModel(
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        down_block_types=["CrossAttnDownBlock2D"] * 2,
+        up_block_types=["CrossAttnUpBlock2D"] * 2,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    ).to(DEVICE)
+    silence_branches(base.unet)
+    base.vae.to(DEVICE)
+    base.text_encoder.to(DEVICE)
+    train_unet(base, steps)
+    for name, part in (("unet", base.unet), ("vae", base.vae), ("text_encoder", base.text_encoder)):
+        part.cpu().save_pretrained(folder / name)
+    base.tokenizer.save_pretrained(folder / "tokenizer")
+    DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
+
+
+def train_unet(base, steps):
+    """Train on so many pictures, encoded once."""
+    random, (scenes, _) = torch.Generator().manual_seed(1), split_scenes()
+    pictures, chosen = random_pictures(scenes, PICTURES, SIZE, random, spread=0.5)
+    with torch.no_grad():
+        latents = torch.cat([encode_frames(base.vae, part.to(DEVICE)) for part in pictures.split(32)])
+        texts = torch.cat([encode_captions(base, [caption]) for caption in ["", *(s.caption for s in scenes)]])
+    optimizer = torch.optim.AdamW(base.unet.train().parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
+    for _ in trange(steps, desc="base"):
+        batch = torch.randint(PICTURES, (32,), generator=random)
+        caption = (chosen[batch] + 1) * (torch.rand(32, generator=random) >= 0.1)
+        loss = denoising_loss(base.unet, latents[batch], texts[caption.to(DEVICE)], random)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(base.unet.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def of_another(batch):
+    """Ask each clip of a batch for the factors of the one before it: nothing can be learnt from them."""
+    asked = measured(batch)
+    roll = lambda given: Given(given.value.roll(1, 0))  # noqa: E731
+    return replace(asked, motion=roll(asked.motion), similarity=roll(asked.similarity))
+
+
+def train(options, base, clips, run, measure, **others):
+    chosen = DecoupleOptions(
+        videos=clips,
+        base=base,
+        output=run,
+        size=SIZE,
+        frames=FRAMES,
+        fps=FPS,
+        steps=options.steps,
+        batch_size=4,
+        blocks=BLOCKS,
+        learning_rate=5e-4,
+        warm_up=50,
+        ema=0.99,
+        weighting="velocity",
+        checkpointing=False,
+        preview_every=None,
+        save_every=options.steps,
+        held_out_every=options.steps,
+        guidance=options.guidance,
+        seed=options.train_seed,
+        cache=options.output / "cache",
+        **others,
+    )
+    decouple(chosen, Decoupling(measure=measure))
+
+
+def factors_of(latents):
+    """Return motion and appearance factor of one clip."""
+    similarity = appearance_similarity(latent_features(latents))
+    return motion_factors(latents).mean().item(), appearance_factor(similarity).item()
+
+
+def ranks(values):
+    """Return ranks from 0, equal values having the mean of theirs."""
+    below, equal = values[:, None] > values[None], values[:, None] == values[None]
+    return below.double().sum(1) + (equal.double().sum(1) - 1) / 2
+
+
+def spearman(a, b):
+    pair = torch.stack([ranks(a), ranks(b)])
+    return torch.corrcoef(pair)[0, 1].item()
+
+
+def interval(groups, statistic, draws=1000):
+    """Return a statistic of all groups, and its 95 % interval over groups drawn anew."""
+    random = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(draws):
+        chosen = torch.randint(len(groups), (len(groups),), generator=random)
+        found.append(statistic(torch.cat([groups[i] for i in chosen])))
+    low, high = torch.tensor(found).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return f"{statistic(torch.cat(groups)):+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def grid(ranges, count=5):
+    """Return values between the 5th and the 95th percentile of either factor."""
+    return [torch.linspace(ranges[name][0], ranges[name][2], count).tolist() for name in ("motion", "appearance")]
+
+
+class Sampler:
+    """Samples clips of one motion file on the base, or of the base alone."""
+
+    def __init__(self, base_folder, motion, options):
+        self.base = load_base(base_folder)
+        self.network = load_motion(self.base, motion).to(DEVICE).eval()
+        self.how, self.cells = Sampling(options.sampling_steps, options.guidance), (SIZE[0] // 8, SIZE[1] // 8)
+
+    @torch.no_grad()
+    def text(self, caption):
+        return encode_captions(self.base, [caption])[0].to(DEVICE)
+
+    def still(self, caption, seed):
+        predict = lambda *given: self.network.observe(*given, None, []).prediction  # noqa: E731
+        return sample_still(predict, self.text(caption), self.text(""), self.cells, seed, self.how)
+
+    def clip(self, caption, seed, asked=NOTHING):
+        noise = starting_noise(seed, FRAMES, self.cells).to(DEVICE)
+        model = partial(self.network, asked=asked)
+        return sample_clip(model, self.text(caption), self.text(""), noise, self.how, progress=False)
+
+
+def closed_loop(sampler, captions, seeds, ranges):
+    """Return a group for each caption and seed: rows of motion and appearance, as asked and as measured."""
+    motions, appearances = grid(ranges)
+    groups = []
+    for caption in captions:
+        for seed in seeds:
+            still = sampler.still(caption, seed)
+            rows = []
+            for motion in motions:
+                for appearance in appearances[::2]:
+                    asked = asked_for(still, motion, appearance, FRAMES)
+                    rows.append([motion, appearance, *factors_of(sampler.clip(caption, seed, asked))])
+            groups.append(torch.tensor(rows))
+    return groups
+
+
+def report(name, groups):
+    for what, asked, found in (
+        ("motion -> motion", 0, 2),
+        ("appearance -> appearance", 1, 3),
+        ("motion -> appearance", 0, 3),
+        ("appearance -> motion", 1, 2),
+    ):
+        print(
+            f"{name:10} {what:26} {interval(groups, lambda rows, a=asked, f=found: spearman(rows[:, a], rows[:, f]))}"
+        )
+    for row in torch.stack(groups).mean(0)[1::3]:
+        print(f"{name:10} asked for motion {row[0]:.0f}: {row[2]:.0f} (mean)")
+
+
+def psnr(a, b):
+    return -10 * math.log10(((a.astype(float) - b.astype(float)) ** 2).mean() / 255**2 + 1e-12)
+
+
+def prior(sampler, captions, seeds, ranges):
+    """Print PSNR of the middle frame to the still, to a wrong one, without a prior, and with another prompt."""
+    rows = []
+    for number, caption in enumerate(captions):
+        other = captions[(number + 1) % len(captions)]
+        for seed in seeds:
+            still, wrong = sampler.still(caption, seed), sampler.still(other, seed)
+            ask = partial(asked_for, motion=ranges["motion"][1], appearance=ranges["appearance"][1], frames=FRAMES)
+            clips = [
+                sampler.clip(*given)
+                for given in (
+                    (caption, seed + 100, ask(still)),
+                    (caption, seed + 100, ask(None)),
+                    (other, seed + 100, ask(still)),
+                )
+            ]
+            picture, false = (decode_clip(sampler.base.vae, z[None])[0] for z in (still, wrong))
+            again = encode_frames(sampler.base.vae, to_network(picture[None]))
+            middles = [decode_clip(sampler.base.vae, clip[FRAMES // 2][None])[0] for clip in clips]
+            rows.append(
+                [
+                    psnr(middles[0], picture),
+                    psnr(middles[0], false),
+                    psnr(middles[1], picture),
+                    psnr(middles[2], picture),
+                    psnr(decode_clip(sampler.base.vae, again)[0], picture),
+                ]
+            )
+    names = "its still", "another still", "its still, none given", "its still, another prompt", "the autoencoder's own"
+    for name, values in zip(names, torch.tensor(rows).T):
+        groups = list(values[:, None])
+        print(f"prior: middle frame to {name:28} {interval(groups, lambda x: x.mean().item())} dB")
+
+
+def sheet(sampler, captions, ranges, path):
+    """Write clips of two captions at three motions and at three changes of look."""
+    motions, appearances = grid(ranges, 3)
+    rows = []
+    for caption in captions[:2]:
+        still = sampler.still(caption, 0)
+        rows.append((f"{caption}\nthe still", decode_clip(sampler.base.vae, still[None])))
+        asked = [(m, appearances[0]) for m in motions] + [(motions[0], a) for a in appearances[1:]]
+        for motion, appearance in asked:
+            clip = sampler.clip(caption, 0, asked_for(still, motion, appearance, FRAMES))
+            rows.append((f"motion {motion:.0f}\nappearance {appearance:.2f}", decode_clip(sampler.base.vae, clip)))
+    contact_sheet(rows, path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--toy", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("runs/closed-loop"))
+    parser.add_argument("--clips", type=int, default=200, help="default 200")
+    parser.add_argument("--base-steps", type=int, default=1500, help="default 1500")
+    parser.add_argument("--steps", type=int, default=1500, help="of decouple, default 1500")
+    parser.add_argument("--train-seed", type=int, default=0)
+    parser.add_argument("--captions", type=int, default=4, help="held out, default 4")
+    parser.add_argument("--seeds", type=int, default=3, help="of sampling, default 3")
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    options = parser.parse_args()
+
+    clips, base = options.output / "clips", options.output / "base"
+    if not clips.is_dir():
+        draw_set(clips, options.clips)
+    if not base.is_dir():
+        make_base(options.toy, base, options.base_steps)
+    captions = [scene.caption for scene in split_scenes()[1][:: 42 // options.captions][: options.captions]]
+    for name, measure in (("trained", measured), ("shuffled", of_another)):
+        run = options.output / f"{name}-{options.train_seed}"
+        motion = run / f"{run.name}.safetensors"
+        if not motion.is_file():
+            train(options, base, clips, run, measure)
+        ranges = read_motion_info(motion).factors
+        sampler = Sampler(base, motion, options)
+        report(name, closed_loop(sampler, captions, range(options.seeds), ranges))
+        if name == "trained":
+            prior(sampler, captions, range(options.seeds), ranges)
+        sheet(sampler, captions, ranges, options.output / f"{run.name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What an image model sees in frames, for the appearance factor: DINOv2, or CLIP's image encoder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIDE = 224
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of RGB in [0, 1] that the models were trained with."""
+
+KINDS = "dinov2", "clip", "clip_vision_model"
+
+
+@dataclass(frozen=True)
+class FeatureModel:
+    """A frozen image model; `name` is what motion files call it."""
+
+    name: str
+    model: nn.Module
+    kind: str
+
+    @torch.no_grad()
+    def of_frames(self, frames: Tensor) -> Tensor:
+        """Return the features of frames (n, 3, height, width) in [-1, 1], (n, width) in float32: the class token of
+        DINOv2, the image embedding of CLIP, of 224 x 224 pixels."""
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET if self.kind == "dinov2" else CLIP))
+        weight = next(self.model.parameters())
+        pixels = F.interpolate(frames.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+        out = self.model(pixel_values=(((pixels + 1) / 2 - mean) / std).to(weight))
+        return (out.image_embeds if self.kind != "dinov2" else out.last_hidden_state[:, 0]).float().cpu()
+
+
+LATENT = Path("latent")
+"""In the place of a folder: features of the latents, for which no model is needed."""
+
+
+def feature_model(features: Path) -> FeatureModel | None:
+    """Return the image model in a folder, None for LATENT. Errors as of `load_feature_model`."""
+    return None if features == LATENT else load_feature_model(features)
+
+
+def load_feature_model(folder: Path) -> FeatureModel:
+    """Return the image model in a folder as transformers saves one; nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is no DINOv2 and no CLIP, or damaged.
+    """
+    from transformers import CLIPVisionModelWithProjection, Dinov2Model
+
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"--features {folder} is no folder with an image model and its config.json; give one of DINOv2 or CLIP, or"
+            " latent"
+        )
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+        if kind not in KINDS:
+            raise ValueError(f"its model_type is {kind}; DINOv2 (dinov2) and CLIP (clip) can be used")
+        loader = Dinov2Model if kind == "dinov2" else CLIPVisionModelWithProjection
+        model = loader.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(f"--features {folder} cannot be used: {error}") from error
+    return FeatureModel(folder.resolve().name, model.eval().requires_grad_(False), kind)
