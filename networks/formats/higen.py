@@ -85,7 +85,7 @@ def from_higen(tensors: Tensors) -> tuple[dict[str, Tensor], MotionInfo, dict[st
         structure,
         prediction="v_prediction",
         zero_snr=True,
-        frames=_needed(tensors, COLUMNS).shape[-1],
+        frames=_needed(tensors, COLUMNS, 2)[1],
         fps=8.0,
         width=448,
         height=256,
@@ -115,10 +115,13 @@ def to_higen(unet: Tensors, info: MotionInfo, motion: Tensors) -> dict[str, Tens
     return theirs
 
 
-def _needed(tensors: Tensors, name: str) -> Tensor:
+def _needed(tensors: Tensors, name: str, dimensions: int) -> torch.Size:
+    """Return the shape of a tensor that the sizes are read off."""
     if name not in tensors:
         raise ValueError(f"it lacks {name}")
-    return tensors[name]
+    if tensors[name].ndim != dimensions:
+        raise ValueError(f"it holds {name} with shape {tuple(tensors[name].shape)}, not of {dimensions} dimensions")
+    return tensors[name].shape
 
 
 def _structure(tensors: Tensors) -> Structure:
@@ -126,7 +129,7 @@ def _structure(tensors: Tensors) -> Structure:
     shapes = {}
     for name, tensor in tensors.items():
         match = LAYER.fullmatch(name)
-        if match and match["block"] != FIRST and match["layer"] != str(TRANSFORMER):
+        if match and tensor.ndim and match["block"] != FIRST and match["layer"] != str(TRANSFORMER):
             # on the way down, a resize is the block itself and not its first layer
             name = f"{match['block']}.0.op.{match['rest']}" if match["layer"] == "op" else name
             shapes[name] = tuple(tensor.shape)
@@ -134,8 +137,8 @@ def _structure(tensors: Tensors) -> Structure:
 
 
 def _config(tensors: Tensors) -> InflationConfig:
-    columns = _needed(tensors, COLUMNS).shape[-1]
-    tokens, width = _needed(tensors, f"{TEXT}.tokens").shape[-2:]
+    columns = _needed(tensors, COLUMNS, 2)[1]
+    _, tokens, width = _needed(tensors, f"{TEXT}.tokens", 3)
     layers = next(n for n in count() if f"{TEXT_BLOCK}.{n}.norm1.weight" not in tensors)
     return _config_of(columns, Resampler(tokens, width, max(layers, 1)))
 

@@ -90,6 +90,14 @@ DAMAGE = {
     "no convolution": (without("middle_block.3.temopral_conv.conv4"), "lacks 4 of .* first middle_block.3.temopral"),
     "a shape": (halved(PROJ_IN), rf"holds {PROJ_IN} with shape \(1, 64, 1\); it should be \(64, 64, 1\)"),
     "a flat prior": (halved("img_embedding.weight"), r"img_embedding.weight with shape \(1, 4, 3, 3\); it should be"),
+    "a number for tokens": (
+        lambda t: t | {"context_embedding.tokens": torch.tensor(1.0)},
+        r"context_embedding.tokens with shape \(\), not of 3 dimensions",
+    ),
+    "a number for a layer": (
+        lambda t: t | {"input_blocks.1.0.out_layers.3.weight": torch.tensor(1.0)},
+        "not a Stable Diffusion U-Net",
+    ),
     "types": (
         lambda t: t | {(n := "middle_block.2.transformer_blocks.0.attn1.to_k.weight"): t[n].half()},
         "attn1.to_q.weight and middle_block.2.transformer_blocks.0.attn1.to_k.weight in different types of numbers",

@@ -39,7 +39,7 @@ def release_of(path: Path, tensors: Mapping[str, Tensor]) -> Release:
     try:
         release = Release(*from_higen(tensors))
         unet_from_ldm(release.unet)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # the latter where the U-Net's structure is read off a flat weight
         raise ValueError(f"{path} cannot be used: {error}") from error
     return release
 
