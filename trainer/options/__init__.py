@@ -1,0 +1,40 @@
+"""The options of every command. Imports pydantic only, so that `--help` answers at once.
+
+`--help` shows an option in the group of the class that first declares it. A description says when an option acts,
+where it does not always.
+"""
+
+from .common import (
+    BaseOptions,
+    ClipOptions,
+    EvaluationOptions,
+    MemoryOptions,
+    OptimizationOptions,
+    RuntimeOptions,
+    TrainOptions,
+)
+from .decouple import DecoupleOptions, DecouplingOptions, SpatialOptions
+from .few_shot import FewShotOptions
+from .inflate import InflateOptions, InflationOptions, LossOptions
+from .other import CheckOptions, ConvertOptions, DemoOptions, ToyOptions
+
+__all__ = [
+    "BaseOptions",
+    "CheckOptions",
+    "ClipOptions",
+    "ConvertOptions",
+    "DecoupleOptions",
+    "DecouplingOptions",
+    "DemoOptions",
+    "EvaluationOptions",
+    "FewShotOptions",
+    "InflateOptions",
+    "InflationOptions",
+    "LossOptions",
+    "MemoryOptions",
+    "OptimizationOptions",
+    "RuntimeOptions",
+    "SpatialOptions",
+    "ToyOptions",
+    "TrainOptions",
+]

@@ -1,0 +1,51 @@
+"""The options of `fewshot`."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from .common import TrainOptions
+
+
+class FewShotOptions(TrainOptions):
+    """Learn one motion from a handful of clips.
+
+    Writes one folder: the motion file, a workflow that uses it, options, log, previews and training checkpoints. A file
+    called `save` or `save_quit` in that folder does what it says; Ctrl-C saves and stops; --resume goes on.
+    """
+
+    group: ClassVar[str] = "model"
+    renamed: ClassVar[dict[str, str]] = {"memory": "recurrence"}
+
+    steps: Annotated[int, Field(ge=1, description="optimizer steps; the paper took up to 16000")] = 2000
+    learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="highest learning rate of AdamW; the paper's was 3e-5")
+    ] = 1e-4
+    ema: Annotated[float | None, Field(ge=0, lt=1, description="EMA decay; EMA weights are exported; none: no EMA")] = (
+        0.995
+    )
+
+    recurrence: Annotated[
+        Literal["gated_scan", "paper_rnn", "none"],
+        Field(description="recurrence in the self-attentions: gated scan, the paper's RNN as printed, or none"),
+    ] = "gated_scan"
+    queries: Annotated[
+        Literal["lora", "full", "none"],
+        Field(description="what trains of the query projections (to_q): LoRA, all, none"),
+    ] = "lora"
+    rank: Annotated[int, Field(ge=1, le=320, description="rank of that LoRA; with --queries lora")] = 16
+    frame_attention: Annotated[bool, Field(description="attention over frames in every transformer block")] = True
+    frame_heads: Annotated[int, Field(ge=1, description="its heads; with --frame-attention")] = 8
+    temporal_blocks: Annotated[bool, Field(description="AnimateDiff's motion block after every unit as well")] = False
+    first_frame: Annotated[
+        Literal["noisy", "clean"],
+        Field(
+            description="clean: the first frame is given, and no part of the loss; needs image-to-video wiring later"
+        ),
+    ] = "noisy"
+
+    @model_validator(mode="after")
+    def trains_something(self):
+        if self.queries == self.recurrence == "none" and not (self.frame_attention or self.temporal_blocks):
+            raise ValueError("nothing would train: leave one of --queries, --recurrence, --frame-attention on")
+        return self
