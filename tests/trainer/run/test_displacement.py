@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
-from stillmotion.networks.presets import PRESETS
+from stillmotion.networks.presets import PRESETS, with_guidance
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Plan, TrainingClip, batch_for
+from stillmotion.trainer.losses.decoupling import Decoupling
 from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import InflateOptions
 from stillmotion.trainer.run import optimiser
@@ -30,6 +31,7 @@ CONFIGS = {
     "fewshot as printed": lambda structure: InflationConfig(
         Temporal(), CrossFrames(), Recurrence("paper_rnn"), Queries(None)
     ),
+    "decouple": lambda structure: with_guidance(PRESETS["higen"](structure, FRAMES), FRAMES),
 }
 
 
@@ -52,9 +54,9 @@ def trained(name, clips, folder):
     given = {"preset": name} if name in PRESETS else {"preset": "animatediff"}
     options = InflateOptions(videos="v", base="b", ramp=10, queue=32, **given)
     schedule = Schedule(STEPS, 1e-3, warm_up=2)
-    training = start_training(
-        Accelerator(cpu=True), Objective(network, plan, terms_of(options, network, plan)), schedule
-    )
+    decoupling = Decoupling() if config.prior else None
+    objective = Objective(network, plan, terms_of(options, network, plan), decoupling)
+    training = start_training(Accelerator(cpu=True), objective, schedule)
     source = partial(batch_for, plan, *clips, 1)
     with Requests(folder) as requests:
         assert train(training, source, requests, lambda *_: None)
