@@ -8,7 +8,8 @@ itself, trains a small image model on pictures of them (with the autoencoder and
 learn nothing from them). Samples clips of held-out captions on a grid of both factors, the same noise for all, and
 prints Spearman's rank correlations of what was asked with what is measured, with intervals over captions and seeds.
 Then the prior: how near the middle frame is to the still that was given, to another still, and what the autoencoder
-alone loses. What is there in --output is not made again.
+alone loses. Then clips with and without the prior, and with and without factors. What is there in --output is not made
+again.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from stillmotion.trainer.run.sample import Sampling, sample_clip, starting_noise
 from stillmotion.trainer.run.two_passes import asked_for, sample_still
 from stillmotion.trainer.show.pictures import contact_sheet, write_mp4
 from stillmotion.trainer.toy.drawing import COLOURS, draw, random_pictures, split_scenes, to_bytes
+from stillmotion.trainer.toy.judge import accuracy
 from stillmotion.trainer.toy.parts import silence_branches
 from stillmotion.trainer.toy.training import denoising_loss, warm_cosine
 from tqdm import trange
@@ -268,6 +270,29 @@ def prior(sampler, captions, seeds, ranges):
         print(f"prior: middle frame to {name:28} {interval(groups, lambda x: x.mean().item())} dB")
 
 
+def halves(sampler, captions, seeds, ranges):
+    """Print, with and without each half of HiGen, how often clips show what their caption says, and how alike
+    neighbouring frames are, by their features."""
+    for name, prior_given, factors_given in (
+        ("neither", False, False),
+        ("prior", True, False),
+        ("factors", False, True),
+        ("both", True, True),
+    ):
+        rows = []
+        for scene in captions:
+            for seed in seeds:
+                still = sampler.still(scene.caption, seed) if prior_given else None
+                numbers = (ranges["motion"][1], ranges["appearance"][1]) if factors_given else (None, None)
+                latents = sampler.clip(scene.caption, seed, asked_for(still, *numbers, FRAMES))
+                frames = torch.from_numpy(decode_clip(sampler.base.vae, latents)).permute(0, 3, 1, 2) / 127.5 - 1
+                right = accuracy(frames, [scene] * FRAMES)
+                consistency = appearance_similarity(latent_features(latents)).diagonal(1).mean().item()
+                rows.append([sum(right.values()) / len(right), consistency, *factors_of(latents)])
+        for what, values in zip(("as the caption says", "consistency", "motion", "appearance"), torch.tensor(rows).T):
+            print(f"{name:8} {what:20} {interval(list(values[:, None]), lambda x: x.mean().item())}")
+
+
 def sheet(sampler, captions, ranges, path):
     """Write clips of two captions at three motions and at three changes of look."""
     motions, appearances = grid(ranges, 3)
@@ -301,7 +326,8 @@ def main():
         draw_set(clips, options.clips)
     if not base.is_dir():
         make_base(options.toy, base, options.base_steps)
-    captions = [scene.caption for scene in split_scenes()[1][:: 42 // options.captions][: options.captions]]
+    scenes = split_scenes()[1][:: 42 // options.captions][: options.captions]
+    captions = [scene.caption for scene in scenes]
     for name, measure in (("trained", measured), ("shuffled", of_another)):
         run = options.output / f"{name}-{options.train_seed}"
         motion = run / f"{run.name}.safetensors"
@@ -312,6 +338,7 @@ def main():
         report(name, closed_loop(sampler, captions, range(options.seeds), ranges))
         if name == "trained":
             prior(sampler, captions, range(options.seeds), ranges)
+            halves(sampler, scenes, range(options.seeds), ranges)
         sheet(sampler, captions, ranges, options.output / f"{run.name}.png")
 
 
