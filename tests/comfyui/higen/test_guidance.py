@@ -114,7 +114,8 @@ def test_images_are_encoded_once_and_clip_vision_sees_them(video, guided, asked,
     guided(video(BOTH), reference=images, vae=vae)
     assert calls == [(20, 64, 48, 3)] and not caplog.text
 
-    def encode_image(pixels):
+    def encode_image(pixels, crop):
+        assert not crop
         calls.append(pixels.shape)
         return {"image_embeds": pixels.mean((1, 2)).to(torch.float16)}
 
