@@ -226,6 +226,22 @@ def test_it_chains_with_a_still_in_any_order(video, guided):
     assert far(both, sample(guided(model).model, noise()))
 
 
+def test_it_runs_under_mitigating_gradients_as_under_cfg(video, guided):
+    """With alpha 0 the guider of the MG sampler is the host's own."""
+    import comfy.samplers
+    from stillmotion.nodes.guide import Guidance, MitigatingGuider
+
+    model = guided(with_prior(video(replace(BOTH, prior=Prior())), still()), motion_cfg=True).model
+    plain = Guidance(3.0, 3.0, 0.5, 0.0, 1.0, "symmetric", False, 0.0, 1.0)
+    plan = comfy.samplers.KSampler(model, 2, model.load_device, "euler", "normal", 1.0)
+    guider = MitigatingGuider(model, condition(1), condition(2), plain)
+    settings = (torch.zeros_like(noise()), comfy.samplers.sampler_object("euler"), plan.sigmas)
+    got = guider.sample(noise(), *settings, disable_pbar=True, seed=0)
+    torch.testing.assert_close(got, sample(model, noise()), rtol=1e-5, atol=1e-4)
+    moving = MitigatingGuider(model, condition(1), condition(2), replace(plain, alpha=40.0))
+    assert far(moving.sample(noise(), *settings, disable_pbar=True, seed=0), got)
+
+
 def test_a_file_without_a_dial_is_refused_by_what_it_has(video, small_model, guided):
     with pytest.raises(ValueError, match="no motion file: put the STUNet Loader before Motion/Appearance Guidance"):
         guided(small_model())
