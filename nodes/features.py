@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import comfy.latent_formats
 import torch
 from torch import Tensor
@@ -10,6 +12,9 @@ from ..samplers.factors import LATENT_FEATURES, appearance_similarity, latent_fe
 
 AT_ONCE = 16
 """Frames that an image model sees at a time."""
+
+SIDE = 224
+"""Pixels of a side of what DINOv2 sees; frames are squeezed into a square."""
 
 
 def scaled_latents(latents: Tensor, frames: int | None = None) -> Tensor:
@@ -41,8 +46,11 @@ def look_of(scaled: Tensor | None, images: Tensor | None, clip_vision) -> Tensor
 def image_features(clip_vision, images: Tensor) -> Tensor:
     """Return a feature of each frame (frames, height, width, 3 or more) by a CLIP_VISION: CLIP's embedding of the
     image, or the class token of a DINO."""
+    vision = copy.copy(clip_vision)
+    if features_name(vision) == "dino":
+        vision.image_size = SIDE  # as in training; it takes any size, and the host's own is larger
     parts = images[..., :3].split(AT_ONCE)
-    return torch.cat([clip_vision.encode_image(part)["image_embeds"].float().cpu() for part in parts])
+    return torch.cat([vision.encode_image(part, crop=False)["image_embeds"].float().cpu() for part in parts])
 
 
 def features_name(clip_vision) -> str:

@@ -189,7 +189,7 @@ def test_motion_draws_slanted_lines(comfyui):
 @pytest.mark.parametrize("source", ["latent", "clip_vision", "both"])
 def test_the_appearance_factor_is_of_the_image_model_or_else_of_the_latents(measure, source):
     raw, images = torch.randn(4, 4, 10, 15).cumsum(0), shifting(3, frames=4)
-    vision = SimpleNamespace(encode_image=lambda x: {"image_embeds": x.mean((1, 2))}, model=object())
+    vision = SimpleNamespace(encode_image=lambda x, crop: {"image_embeds": x.mean((1, 2))}, model=object())
     given = {"latent": {"samples": raw}, "clip_vision": vision}
     measured = measure(images, **(given if source == "both" else {source: given[source]}))
     features = latent_features(raw * 0.18215) if source == "latent" else images.mean((1, 2))

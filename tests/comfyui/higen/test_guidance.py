@@ -114,7 +114,8 @@ def test_images_are_encoded_once_and_clip_vision_sees_them(video, guided, asked,
     guided(video(BOTH), reference=images, vae=vae)
     assert calls == [(20, 64, 48, 3)] and not caplog.text
 
-    def encode_image(pixels):
+    def encode_image(pixels, crop):
+        assert not crop
         calls.append(pixels.shape)
         return {"image_embeds": pixels.mean((1, 2)).to(torch.float16)}
 
@@ -223,6 +224,22 @@ def test_it_chains_with_a_still_in_any_order(video, guided):
     assert torch.equal(both, sample(other, noise()))
     assert far(both, sample(with_prior(model, still()), noise()))
     assert far(both, sample(guided(model).model, noise()))
+
+
+def test_it_runs_under_mitigating_gradients_as_under_cfg(video, guided):
+    """With alpha 0 the guider of the MG sampler is the host's own."""
+    import comfy.samplers
+    from stillmotion.nodes.guide import Guidance, MitigatingGuider
+
+    model = guided(with_prior(video(replace(BOTH, prior=Prior())), still()), motion_cfg=True).model
+    plain = Guidance(3.0, 3.0, 0.5, 0.0, 1.0, "symmetric", False, 0.0, 1.0)
+    plan = comfy.samplers.KSampler(model, 2, model.load_device, "euler", "normal", 1.0)
+    guider = MitigatingGuider(model, condition(1), condition(2), plain)
+    settings = (torch.zeros_like(noise()), comfy.samplers.sampler_object("euler"), plan.sigmas)
+    got = guider.sample(noise(), *settings, disable_pbar=True, seed=0)
+    torch.testing.assert_close(got, sample(model, noise()), rtol=1e-5, atol=1e-4)
+    moving = MitigatingGuider(model, condition(1), condition(2), replace(plain, alpha=40.0))
+    assert far(moving.sample(noise(), *settings, disable_pbar=True, seed=0), got)
 
 
 def test_a_file_without_a_dial_is_refused_by_what_it_has(video, small_model, guided):
