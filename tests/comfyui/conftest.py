@@ -26,6 +26,7 @@ def comfyui():
     import comfy.options  # noqa: F401
 
     comfy.cli_args.args.cpu = True  # before anything imports comfy.model_management
+    import utils.extra_config  # noqa: F401  before nodes, which puts another `utils` on the path
     return COMFYUI
 
 
@@ -126,8 +127,6 @@ def randomise(module, std=0.08):
 def pack():
     """Our nodes by id, loaded as the host loads a custom node."""
     import asyncio
-
-    import utils.extra_config  # noqa: F401  before nodes: its absence from sys.modules would find our folder
 
     import nodes
 
