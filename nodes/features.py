@@ -45,12 +45,24 @@ def look_of(scaled: Tensor | None, images: Tensor | None, clip_vision) -> Tensor
 
 def image_features(clip_vision, images: Tensor) -> Tensor:
     """Return a feature of each frame (frames, height, width, 3 or more) by a CLIP_VISION: CLIP's embedding of the
-    image, or the class token of a DINO."""
+    image, or the class token of a DINO.
+
+    Raises:
+        ValueError: it is a DINO, and this version of the host runs one at its own size alone.
+    """
     vision = copy.copy(clip_vision)
     if features_name(vision) == "dino":
         vision.image_size = SIDE  # as in training; it takes any size, and the host's own is larger
     parts = images[..., :3].split(AT_ONCE)
-    return torch.cat([vision.encode_image(part, crop=False)["image_embeds"].float().cpu() for part in parts])
+    try:
+        return torch.cat([vision.encode_image(part, crop=False)["image_embeds"].float().cpu() for part in parts])
+    except RuntimeError as error:
+        if "must match the size of tensor" not in str(error):
+            raise
+        raise ValueError(
+            f"This version of ComfyUI runs DINOv2 at its own size alone, and motion files are trained on its features at"
+            f" {SIDE} x {SIDE} pixels: update ComfyUI, use a CLIP, or leave clip_vision unconnected."
+        ) from error
 
 
 def features_name(clip_vision) -> str:

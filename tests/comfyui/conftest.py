@@ -27,6 +27,7 @@ def comfyui():
 
     comfy.cli_args.args.cpu = True  # before anything imports comfy.model_management
     import utils.extra_config  # noqa: F401  before nodes, which puts another `utils` on the path
+
     return COMFYUI
 
 

@@ -1,5 +1,6 @@
 """Features by the host's image models are those that a motion file is trained on."""
 
+import inspect
 import json
 
 import pytest
@@ -36,6 +37,7 @@ def clip(folder):
 @pytest.mark.parametrize("kind", [dino, clip])
 def test_comfyui_and_the_trainer_measure_the_same_look(comfyui, tmp_path, kind):
     import comfy.clip_vision
+    import comfy.image_encoders.dino2
     from safetensors.torch import load_file
     from stillmotion.nodes.features import features_name, image_features
     from stillmotion.trainer.base.features import load_feature_model
@@ -45,6 +47,10 @@ def test_comfyui_and_the_trainer_measure_the_same_look(comfyui, tmp_path, kind):
     vision = comfy.clip_vision.ClipVisionModel(str(tmp_path / "host.json"))
     missing, _ = vision.load_sd(load_file(tmp_path / "model.safetensors"))
     assert not missing
+    if kind is dino and "interpolate" not in inspect.getsource(comfy.image_encoders.dino2):
+        with pytest.raises(ValueError, match="runs DINOv2 at its own size alone.*update ComfyUI"):
+            image_features(vision, torch.rand(2, 96, 128, 3))
+        return
     frames = torch.rand(5, 3, 12, 16).repeat_interleave(8, -1).repeat_interleave(8, -2)
     trained = load_feature_model(tmp_path).of_frames(frames * 2 - 1)
     measured = image_features(vision, frames.movedim(1, -1))
