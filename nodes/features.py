@@ -60,7 +60,7 @@ def image_features(clip_vision, images: Tensor) -> Tensor:
         if "must match the size of tensor" not in str(error):
             raise
         raise ValueError(
-            f"This version of ComfyUI runs DINOv2 at its own size alone, and motion files are trained on its features at"
+            "This version of ComfyUI runs DINOv2 at its own size alone, and motion files are trained on its features at"
             f" {SIDE} x {SIDE} pixels: update ComfyUI, use a CLIP, or leave clip_vision unconnected."
         ) from error
 

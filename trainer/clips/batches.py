@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...samplers.noise import offset_noise
 from ...samplers.schedules import TIMESTEPS, NoiseSchedule, Prediction
 from .cache import cut, window_place
 
@@ -101,8 +102,7 @@ def draw(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: i
     dropped = torch.rand((), generator=random) < plan.caption_dropout
     noise = torch.randn(latents.shape, generator=random)
     seed = int(torch.randint(2**62, (), generator=random))
-    if plan.offset_noise:
-        noise = offset_noise(noise, plan.offset_noise, random)
+    noise = offset_noise(noise, plan.offset_noise, seed)
     features = None if clip.features is None else clip.features[place[0] : place[0] + plan.frames]
     batch = rows(latents, noise, timestep, no_caption if dropped else clip.text)
     return replace(batch, seeds=(seed,), features=features)
@@ -111,12 +111,6 @@ def draw(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: i
 def draw_picture(plan: Plan, clip: TrainingClip, no_caption: Tensor, step: int, index: int) -> Batch:
     """Draw what a step sees of a picture, or of a frame of a clip: as `draw` does of a clip of one frame."""
     return draw(replace(plan, frames=1), replace(clip, features=None), no_caption, step, index)
-
-
-def offset_noise(noise: Tensor, amount: float, random: torch.Generator) -> Tensor:
-    """Add `amount` times a normal number to each channel of each frame of noise (frames, channels, height, width), for
-    pictures that are darker or brighter than the mean."""
-    return noise + amount * torch.randn(*noise.shape[:2], 1, 1, generator=random)
 
 
 def rows(latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor) -> Batch:

@@ -71,6 +71,15 @@ def test_windows_and_crops_reach_every_place_and_nothing_else():
     assert found == set(range(12))
 
 
+def test_offset_noise_is_one_number_for_each_channel_of_a_frame_and_changes_no_other_draw():
+    clips, no_caption = tiny.tiny_clips()
+    plain, offset = (draw(tiny.tiny_plan(offset_noise=o), clips[0], no_caption, 1, 0) for o in (0.0, 0.1))
+    added = offset.noise - plain.noise
+    assert torch.equal(offset.latents, plain.latents) and torch.equal(offset.timesteps, plain.timesteps)
+    torch.testing.assert_close(added, added[..., :1, :1].expand_as(added), rtol=0, atol=1e-6)
+    assert 0.05 < added[..., 0, 0].std() < 0.2
+
+
 def test_captions_are_dropped_at_the_rate_asked_for():
     clips, no_caption = tiny.tiny_clips()
     plan = tiny.tiny_plan(caption_dropout=0.1, clips_per_step=1)
