@@ -252,7 +252,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients(unet, name):
 
 
 def observed(model, rows, frames, attached=None, penalty=None):
-    attached = model._attached if attached is None else attached
+    attached = [Attached(model.inflation)] * bool(model.inflation) if attached is None else attached
     return model.observe(*rows, Clip.of(frames), None, attached, penalty)
 
 
