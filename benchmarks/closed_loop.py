@@ -1,16 +1,15 @@
 """Ask a network that `decouple` trained for motion and change of look, and measure what it makes of that.
 
-    python benchmarks/closed_loop.py --toy toy.safetensors --output runs/closed-loop
+    python benchmarks/closed_loop.py --output runs/closed-loop
 
 Draws clips of one shape that goes round at one speed on a ground that changes its colour to some degree, each for
-itself, trains a small image model on pictures of them (with the autoencoder and the text encoder of `--toy`), then
-`decouple --spatial full` twice on the clips: as it is, and with the factors of each clip given to another one (the
-control, which can learn nothing from them). Samples clips of held-out captions on a grid of both factors, the same
-noise for all, and prints Spearman's rank correlations of what was asked with what is measured, with intervals over
-captions and seeds.
-Then the prior: how near the middle frame is to the still that was given, to another still, and what the autoencoder
-alone loses. Then clips with and without the prior, and with and without factors. What is there in --output is not made
-again.
+itself, trains a small image model on pictures of them, then `decouple --spatial full` twice on the clips: as it is, and
+with the factors of each clip given to another one (the control, which can learn nothing from them). The autoencoder is
+not trained: a latent is the mean colour of 8 x 8 pixels. Samples clips of held-out captions on a grid of both factors,
+the same noise for all, and prints Spearman's rank correlations of what was asked with what is measured, with intervals
+over captions and seeds. Then the prior: how near the middle frame is to the still that was given, to another still, and
+what the autoencoder alone loses. Then clips with and without the prior, and with and without factors. What is there in
+--output is not made again.
 """
 
 import argparse
@@ -20,14 +19,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from side_by_side import DEVICE
 from stillmotion.networks.asked import NOTHING, Given
 from stillmotion.networks.motion_file import read_motion_info
 from stillmotion.samplers.factors import appearance_factor, appearance_similarity, latent_features, motion_factors
 from stillmotion.trainer.base.ldm_checkpoint import unet_from_ldm
-from stillmotion.trainer.base.load import encode_captions, encode_frames, load_base
+from stillmotion.trainer.base.load import Base, encode_captions, encode_frames, load_base
+from stillmotion.trainer.base.tokenizer import clip_tokenizer
 from stillmotion.trainer.clips.cache import to_network
 from stillmotion.trainer.commands.decouple import decouple
 from stillmotion.trainer.losses.decoupling import Decoupling, measured
@@ -39,7 +39,7 @@ from stillmotion.trainer.run.two_passes import asked_for, sample_still
 from stillmotion.trainer.show.pictures import contact_sheet, write_mp4
 from stillmotion.trainer.toy.drawing import COLOURS, draw, random_pictures, split_scenes, to_bytes
 from stillmotion.trainer.toy.judge import accuracy
-from stillmotion.trainer.toy.parts import silence_branches
+from stillmotion.trainer.toy.parts import new_text_encoder, silence_branches
 from stillmotion.trainer.toy.training import denoising_loss, warm_cosine
 from tqdm import trange
 
@@ -73,11 +73,32 @@ def draw_set(folder, count):
         (folder / f"{number:03}.txt").write_text(scene.caption, encoding="utf-8")
 
 
-def make_base(toy, folder, steps):
+@torch.no_grad()
+def colour_autoencoder():
+    """Return an autoencoder whose latents are the mean colour of each cell of 8 x 8 pixels, and their mean."""
+    four = {"encoder_block_out_channels": (4,) * 4, "decoder_block_out_channels": (4,) * 4}
+    none = {"num_encoder_blocks": (0,) * 4, "num_decoder_blocks": (0,) * 4}
+    vae = AutoencoderTiny(**four, **none, scaling_factor=5.0)
+    for layer in filter(lambda layer: isinstance(layer, torch.nn.Conv2d), vae.modules()):
+        layer.weight.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
+        of_grey = torch.cat([torch.eye(3), torch.full((1, 3), 1 / 3)])
+        colours = of_grey if layer.in_channels == 3 else torch.eye(layer.out_channels, layer.in_channels)
+        layer.weight[:, :, 1, 1] = colours
+        if layer.stride == (2, 2):
+            layer.weight[:, :, 1:, 1:] = colours[..., None, None] / 4
+    last, first = (module.layers for module in (vae.encoder, vae.decoder))
+    last[-1].bias.fill_(-0.5)  # [0, 1] to [-0.5, 0.5], where the decoder's tanh is nearly straight
+    first[0].bias.fill_(0.5)
+    return vae
+
+
+def make_base(folder, steps):
     """Train a narrow U-Net on pictures of the captions, and write it as a diffusers folder."""
-    base = load_base(toy)
     torch.manual_seed(0)
-    base.unet = UNet2DConditionModel(
+    text_encoder = new_text_encoder(torch.Generator().manual_seed(0))
+    unet = UNet2DConditionModel(
         block_out_channels=WIDTHS,
         layers_per_block=1,
         down_block_types=["CrossAttnDownBlock2D"] * 2,
@@ -85,9 +106,8 @@ def make_base(toy, folder, steps):
         cross_attention_dim=768,
         attention_head_dim=8,
     ).to(DEVICE)
-    silence_branches(base.unet)
-    base.vae.to(DEVICE)
-    base.text_encoder.to(DEVICE)
+    silence_branches(unet)
+    base = Base(unet, text_encoder.to(DEVICE), clip_tokenizer(), colour_autoencoder().to(DEVICE))
     train_unet(base, steps)
     for name, part in (("unet", base.unet), ("vae", base.vae), ("text_encoder", base.text_encoder)):
         part.cpu().save_pretrained(folder / name)
@@ -105,8 +125,8 @@ def train_unet(base, steps):
     optimizer = torch.optim.AdamW(base.unet.train().parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     for _ in trange(steps, desc="base"):
-        batch = torch.randint(PICTURES, (32,), generator=random)
-        caption = (chosen[batch] + 1) * (torch.rand(32, generator=random) >= 0.1)
+        batch = torch.randint(PICTURES, (16,), generator=random)
+        caption = (chosen[batch] + 1) * (torch.rand(16, generator=random) >= 0.1)
         loss = denoising_loss(base.unet, latents[batch], texts[caption.to(DEVICE)], random)
         optimizer.zero_grad()
         loss.backward()
@@ -316,7 +336,6 @@ def sheet(sampler, captions, ranges, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--toy", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/closed-loop"))
     parser.add_argument("--clips", type=int, default=200, help="default 200")
     parser.add_argument("--base-steps", type=int, default=1500, help="default 1500")
@@ -332,7 +351,7 @@ def main():
     if not clips.is_dir():
         draw_set(clips, options.clips)
     if not base.is_dir():
-        make_base(options.toy, base, options.base_steps)
+        make_base(base, options.base_steps)
     scenes = split_scenes()[1][:: 42 // options.captions][: options.captions]
     captions = [scene.caption for scene in scenes]
     for name, measure in (("trained", measured), ("shuffled", of_another)):

@@ -80,7 +80,7 @@ def test_the_motion_file_opens_for_the_base_and_says_how_it_was_made(place, whol
 def test_the_exported_weights_are_the_running_mean(whole):
     tensors = load_file(whole / "whole.safetensors")
     average = read_state(saved_states(whole / "saves")[-1])["ema"]
-    assert all(torch.equal(tensor, average[f"module.{name}"]) for name, tensor in tensors.items())
+    assert all(torch.equal(tensor, average[f"module.inflation.{name}"]) for name, tensor in tensors.items())
 
 
 def test_a_run_leaves_options_log_previews_saves_and_workflow(whole):
@@ -163,7 +163,7 @@ def record_of(folder):
     [
         (("--learning-rate", "0.5"), "--learning-rate is 0.5, but"),
         (("--ema", "none"), "--ema is none, but"),
-        (("--accumulation", "2"), "--accumulation is 2, but"),
+        (("--accumulation", "2"), "--accumulation times the number of processes is 2, but"),
         (("--caption", "other"), "--videos is clips with the hash"),
     ],
 )
