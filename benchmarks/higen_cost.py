@@ -2,9 +2,9 @@
 
     python benchmarks/higen_cost.py [--width 320] [--frames 16] [--cells 16] [--rounds 8]
 
-One table: a forward of one clip that is asked for a still, motion and a look, and a training step of it (forward and
-backward, gradients of what is added). SD1.5's layers with random weights; in one thread of a CPU, or on a GPU in
-bfloat16.
+Counts the operations of a forward of one clip that is asked for a still, motion and a look, then prints one table: that
+forward, and a training step of it (forward and backward, gradients of what is added). SD1.5's layers with random
+weights; in one thread of a CPU, or on a GPU in bfloat16.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from stillmotion.networks.clip import Clip
 from stillmotion.networks.presets import higen, with_guidance
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.run.two_passes import asked_for
+from torch.utils.flop_counter import FlopCounterMode
 
 PLAIN, WHOLE = "HiGen's blocks over time", "with prior and guidance"
 
@@ -33,6 +34,16 @@ def forward_of(model, frames, cells, asked):
 def train(model, forward):
     model.zero_grad(set_to_none=True)
     forward().float().square().mean().backward()
+
+
+@torch.no_grad()
+def count_operations(forwards):
+    counted = {}
+    for name, forward in forwards.items():
+        with FlopCounterMode(display=False) as counter:
+            forward()
+        counted[name] = counter.get_total_flops()
+    print(f"operations of a forward: {counted[WHOLE] / counted[PLAIN] - 1:.4%} more with prior and guidance")
 
 
 def main():
@@ -52,6 +63,7 @@ def main():
         for name, config in ((PLAIN, blocks), (WHOLE, with_guidance(blocks, frames)))
     }
     forwards = {name: forward_of(model, frames, options.cells, asked[name]) for name, model in models.items()}
+    count_operations(forwards)
     print_header(PLAIN)
     with torch.no_grad():
         print_costs("forward", measure(forwards, options.rounds), PLAIN)
