@@ -25,6 +25,7 @@ def test_what_a_benchmark_imports_is_there(file):
     imports = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
     for node in imports:
         if node.module.startswith("stillmotion."):
-            module = ROOT / (node.module.removeprefix("stillmotion.").replace(".", "/") + ".py")
+            place = ROOT / node.module.removeprefix("stillmotion.").replace(".", "/")
+            module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
             missing = {alias.name for alias in node.names} - set(defined_in(module))
             assert not missing, f"{node.module} has no {', '.join(missing)}"
