@@ -1,17 +1,22 @@
 """What an inflation holds and adds: nothing when new, then the sum of its parts, each by its strength."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from stillmotion.networks.asked import Given
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import (
     PARTS,
+    Appearance,
     CrossFrames,
     InflationConfig,
     Mapping,
+    Motion,
+    Prior,
     Queries,
     Recurrence,
     Resampling,
@@ -107,9 +112,12 @@ def test_a_new_inflation_adds_exactly_nothing(place):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
-    """Every part of every site, on its own; tokens alone start with a tenth of their weight."""
-    made, tried = Inflation(EVERY_KIND, SLIM).to(dtype), set()
-    widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)} | {"sample": 4}
+    """Every part of every site, on its own; tokens alone start with a tenth of their weight, and a resampler of prompts
+    is there trained or not at all."""
+    everything = replace(EVERY_KIND, prior=Prior(), motion=Motion(), appearance=Appearance(3))
+    made, tried = Inflation(everything, SLIM).to(dtype), set()
+    widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)}
+    widths |= {"sample": 4, "time": 128}
     for name, module in made.parts():
         site, part = name.rsplit(".", 1)
         if part == "tokens":
@@ -118,7 +126,7 @@ def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
         added = part_alone(part, module, width, dtype)
         assert not added.any(), name
         tried.add(part)
-    assert tried == {*BLOCKS, *PARTS} - {"temporal", "tokens"}
+    assert tried == {*BLOCKS, *PARTS} - {"temporal", "tokens", "resampler"}
 
 
 def part_alone(part, module, width, dtype):
@@ -127,6 +135,12 @@ def part_alone(part, module, width, dtype):
         return module(x.mT.unflatten(2, (5, 1)), CLIP.frames)
     if part == "frame_attention":
         return module(x, CLIP.frames)
+    if part == "prior":
+        still = Given(torch.randn(2, 4, 5, 1, dtype=dtype))
+        return module(x.mT.unflatten(2, (5, 1)), still, CLIP.frames, CLIP.frames)
+    if part in ("motion", "appearance"):
+        asked = Given(torch.rand(2, *[CLIP.frames] * (1 if part == "motion" else 2)))
+        return module(asked, CLIP.frames, CLIP.indices, x)
     if part == "recurrence":
         layers = [nn.Linear(width, width).to(dtype) for _ in range(4)]
         project = SimpleNamespace(heads=4, **dict(zip(("to_q", "to_k", "to_v"), layers)), to_out=layers[3:])
