@@ -17,7 +17,7 @@ Order = Literal["mlp_then_interp", "sin_then_interp"]
 """When numbers of F - 1 transitions become rows of F frames: after the MLP, as in the paper, or before it, as in the
 released network. It is the same where all are alike."""
 
-MOST_MOTION = 4000.0
+LARGEST_FACTOR = 4000.0
 
 
 def sinusoid(numbers: Tensor, channels: int) -> Tensor:
@@ -110,7 +110,7 @@ class MotionEmbedding(Embedding):
         count = given.value.shape[1]
         if count not in (frames, max(frames - 1, 1)):
             raise ValueError(f"There are {count} motion factors for {frames} frames; give {frames - 1} or {frames}.")
-        factors = given.value.to(like.device).float().round().clamp(0, MOST_MOTION)
+        factors = given.value.to(like.device).float().round().clamp(0, LARGEST_FACTOR)
         rows = sinusoid(factors, self.width).to(like.dtype)
         if self.order == "sin_then_interp":
             rows = self.embedded(for_each_frame(rows, frames)[:, list(indices)])

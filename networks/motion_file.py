@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -73,10 +74,19 @@ class MotionInfo:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"its {name} is {getattr(self, name)!r}, which is no {kind.__name__}")
+        for name, values in self.factors.items():
+            if not is_range(values):
+                raise ValueError(f"its factors of {name} are {values!r}; they must be three numbers")
 
     @property
     def family(self) -> str:
         return self.structure.family
+
+
+def is_range(values: object) -> bool:
+    """Tell whether these are three finite numbers: a factor's percentiles."""
+    numbers = list(values) if isinstance(values, list | tuple) else []
+    return len(numbers) == 3 and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
 
 
 def write_motion_file(path: Path, tensors: dict[str, Tensor], info: MotionInfo) -> None:

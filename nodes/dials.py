@@ -10,7 +10,7 @@ import logging
 import torch
 from torch import Tensor
 
-from ..samplers.factors import MOST_MOTION, motion_factors
+from ..samplers.factors import MOST_MOTION, Norm, motion_factors
 from ..samplers.guidance import Asking, DrawnLook, DrawnMotion, EvenLook, MeasuredLook, MeasuredMotion
 from ..samplers.strengths import parse_keyframes
 from .asks import GUIDANCE as NODE
@@ -22,14 +22,15 @@ log = logging.getLogger(KEY)
 
 
 class Reference:
-    """A clip whose motion and look are measured, when they are asked for and no earlier.
+    """A clip whose motion and look are measured, when they are asked for and no earlier, motion by the `norm` that the
+    motion file's training clips were measured by.
 
     Raises:
         ValueError: the clip is a single frame, is not there in the form that is needed, or is two clips.
     """
 
-    def __init__(self, images: Tensor | None, latents: Tensor | None, vae, clip_vision):
-        self.images, self.latents, self.vae, self.clip_vision = images, latents, vae, clip_vision
+    def __init__(self, images: Tensor | None, latents: Tensor | None, vae, clip_vision, norm: Norm = "l1"):
+        self.images, self.latents, self.vae, self.clip_vision, self.norm = images, latents, vae, clip_vision, norm
         frames = [len(rows) for rows in (images, latents) if rows is not None]
         if frames and min(frames) < 2:
             raise ValueError(f"The reference of {NODE} has a single frame, which has no motion; give a clip.")
@@ -38,7 +39,7 @@ class Reference:
         return self.images is not None or self.latents is not None
 
     def motion(self, scale: float) -> Asking:
-        return MeasuredMotion(motion_factors(self._scaled()), scale)
+        return MeasuredMotion(motion_factors(self._scaled(), self.norm), scale)
 
     def look(self, scale: float) -> Asking:
         if self.clip_vision is not None and self.images is None:
@@ -52,6 +53,12 @@ class Reference:
                 raise ValueError(f"{NODE} measures the reference on latents: connect a VAE, or the clip as LATENT.")
             self.latents = self.vae.encode(self.images[..., :3])
         return scaled_latents(self.latents, None if self.images is None else len(self.images))
+
+
+def norm_of(model) -> Norm:
+    """Return how the training clips of a model's motion files were measured: of the first that takes motion."""
+    parts = [s.motion.info.config.motion for s in model.get_attachment(KEY) or ()]
+    return "l2sq" if next((part.norm for part in parts if part), "").startswith("l2sq") else "l1"
 
 
 def motion_asked(factor: float, keyframes: str, clip: Reference, scale: float) -> Asking:
@@ -112,7 +119,7 @@ def told(name: str, curve: list[float], trained: list[float] | None) -> str:
 def trained_on(model, name: str) -> list[float] | None:
     """Return the 5th, 50th and 95th percentile of a factor over the training clips of the first file that says."""
     known = (s.motion.info.factors.get(name) for s in model.get_attachment(KEY))
-    return next((values for values in known if values and len(values) == 3), None)
+    return next(filter(None, known), None)
 
 
 def plots_of(curves: dict[str, list[float]], lines: dict[str, str]) -> Tensor:

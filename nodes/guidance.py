@@ -32,6 +32,80 @@ def _optional(make, name: str, tooltip: str, **options):
     return where_known(make, name, optional=True, tooltip=tooltip, **options)
 
 
+def _dials() -> list:
+    return [
+        io.Model.Input("model", tooltip="A model with a motion file that `python -m trainer decouple` made."),
+        io.Float.Input(
+            "motion_factor",
+            default=500.0,
+            min=0.0,
+            max=MOST_MOTION,
+            step=10.0,
+            tooltip="How far each frame is from the next, as Measure Motion gives it. Paper: 300 calm to 600"
+            " lively. The text output has the values of the clips that the file was trained on.",
+        ),
+        io.Float.Input(
+            "appearance_factor",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How far the last frame's look is from the first's: 0 the same, 1 all other.",
+        ),
+        io.Combo.Input(
+            "asks",
+            options=list(ASKS),
+            tooltip="Which dials this node sets; the other stays as another node set it, or free.",
+        ),
+        io.Boolean.Input(
+            "motion_cfg",
+            default=False,
+            tooltip="Leave the dials out of the negative prompt's branch, so that CFG amplifies them.",
+        ),
+    ]
+
+
+def _curves_and_reference() -> list:
+    """Return what can take the place of the numbers."""
+    return [
+        _optional(
+            io.String.Input,
+            "motion_keyframes",
+            "Motion factors at some frames, linear between: 0: 300, 15: 600 for example. Empty: motion_factor,"
+            " or the reference.",
+            default="",
+        ),
+        _optional(
+            io.String.Input,
+            "appearance_keyframes",
+            "Where some frames are on the way from one look, 0, to another, 1: 0: 0, 8: 0.2, 15: 1 for example."
+            " Empty: appearance_factor, or the reference.",
+            default="",
+        ),
+        io.Image.Input("reference", optional=True, tooltip="A clip whose factors are measured and asked for."),
+        io.Latent.Input("reference_latent", optional=True, tooltip="The same clip as latents."),
+        io.Vae.Input("vae", optional=True, tooltip="Encodes the reference, where it is no latent."),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="The image model that the motion file's appearance was measured by: DINOv2 or CLIP. Not"
+            " connected: features of the latents.",
+        ),
+        _optional(
+            io.Float.Input,
+            "motion_scale",
+            "Factor of the reference's motion.",
+            **{"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05},
+        ),
+        _optional(
+            io.Float.Input,
+            "appearance_scale",
+            "Factor of the reference's change of look.",
+            **{"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05},
+        ),
+    ]
+
+
 class MotionAppearanceGuidance(io.ComfyNode):
     """Node that sets how much a clip moves, and how much its look changes."""
 
@@ -43,71 +117,7 @@ class MotionAppearanceGuidance(io.ComfyNode):
             category="stillmotion/higen",
             description="Two dials: how much the clip moves, and how far its look changes from the first frame to the"
             " last. Each is a number, a curve of keyframes, or measured on a clip.",
-            inputs=[
-                io.Model.Input("model", tooltip="A model with a motion file that `python -m trainer decouple` made."),
-                io.Float.Input(
-                    "motion_factor",
-                    default=500.0,
-                    min=0.0,
-                    max=MOST_MOTION,
-                    step=10.0,
-                    tooltip="How far each frame is from the next, as Measure Motion gives it. Paper: 300 calm to 600"
-                    " lively. The text output has the values of the clips that the file was trained on.",
-                ),
-                io.Float.Input(
-                    "appearance_factor",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How far the last frame's look is from the first's: 0 the same, 1 all other.",
-                ),
-                io.Combo.Input(
-                    "asks",
-                    options=list(ASKS),
-                    tooltip="Which dials this node sets; the other stays as another node set it, or free.",
-                ),
-                io.Boolean.Input(
-                    "motion_cfg",
-                    default=False,
-                    tooltip="Leave the dials out of the negative prompt's branch, so that CFG amplifies them.",
-                ),
-                _optional(
-                    io.String.Input,
-                    "motion_keyframes",
-                    "Motion factors at some frames, linear between: 0: 300, 15: 600 for example. Empty: motion_factor,"
-                    " or the reference.",
-                    default="",
-                ),
-                _optional(
-                    io.String.Input,
-                    "appearance_keyframes",
-                    "Where some frames are on the way from one look, 0, to another, 1: 0: 0, 8: 0.2, 15: 1 for example."
-                    " Empty: appearance_factor, or the reference.",
-                    default="",
-                ),
-                io.Image.Input("reference", optional=True, tooltip="A clip whose factors are measured and asked for."),
-                io.Latent.Input("reference_latent", optional=True, tooltip="The same clip as latents."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes the reference, where it is no latent."),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="The image model that the motion file's appearance was measured by: DINOv2 or CLIP. Not"
-                    " connected: features of the latents.",
-                ),
-                _optional(
-                    io.Float.Input,
-                    "motion_scale",
-                    "Factor of the reference's motion.",
-                    **{"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05},
-                ),
-                _optional(
-                    io.Float.Input,
-                    "appearance_scale",
-                    "Factor of the reference's change of look.",
-                    **{"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05},
-                ),
-            ],
+            inputs=[*_dials(), *_curves_and_reference()],
             outputs=[
                 io.Model.Output("guided_model", display_name="model"),
                 io.Image.Output("plot", tooltip="What is asked of each frame."),
@@ -135,7 +145,7 @@ class MotionAppearanceGuidance(io.ComfyNode):
         from . import dials  # here, for it would slow down ComfyUI's start
 
         latents = None if reference_latent is None else reference_latent["samples"]
-        clip = dials.Reference(reference, latents, vae, clip_vision)
+        clip = dials.Reference(reference, latents, vae, clip_vision, dials.norm_of(model))
         making = {
             "motion": partial(dials.motion_asked, motion_factor, motion_keyframes, clip, motion_scale),
             "look": partial(dials.look_asked, appearance_factor, appearance_keyframes, clip, appearance_scale),

@@ -14,6 +14,9 @@ REFERENCE = 4 * 32 * 56
 MOST_MOTION = 2000.0
 """Largest motion factor that users ask for; that of clips where all moves is about 1770."""
 
+Norm = Literal["l1", "l2sq"]
+"""How far one frame is from the next: by absolute values, or by squares."""
+
 LATENT_FEATURES = "latent"
 """Name of the features that `latent_features` makes, as motion files have it."""
 
@@ -21,7 +24,7 @@ CELLS = 4
 """Rows and columns of `latent_features`."""
 
 
-def motion_factors(latents: Tensor, norm: Literal["l1", "l2sq"] = "l1") -> Tensor:
+def motion_factors(latents: Tensor, norm: Norm = "l1") -> Tensor:
     """Return the motion factors of a clip, HiGen's measure of how far each frame is from the next.
 
     γ_f = 7168 mean_{c,y,x} |z^f - z^{f+1}|,   f = 1 … F-1

@@ -140,6 +140,10 @@ def no_schedule(path):
     rewrite(path, schedule=None)
 
 
+def factors_that_are_none(path):
+    rewrite(path, factors={"motion": "abc"})
+
+
 def missing_key(path):
     rewrite(path, {name: t for name, t in contents(path)[0].items() if name != WEIGHT})
 
@@ -215,6 +219,7 @@ IN_THE_HEADER = [
     (unknown_mode, "part 'recurrence' has mode 'lstm'; allowed are gated_scan, paper_rnn"),
     (no_config, "its description lacks 'config'"),
     (no_schedule, "its description lacks 'schedule'"),
+    (factors_that_are_none, "its factors of motion are 'abc'; they must be three numbers"),
     (missing_key, rf"lacks 1 of its 111 tensors, first {re.escape(WEIGHT)}"),
     (
         missing_part,

@@ -30,9 +30,12 @@ class FeatureModel:
     def of_frames(self, frames: Tensor) -> Tensor:
         """Return the features of frames (n, 3, height, width) in [-1, 1], (n, width) in float32: the class token of
         DINOv2, the image embedding of CLIP, of 224 x 224 pixels."""
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET if self.kind == "dinov2" else CLIP))
         weight = next(self.model.parameters())
-        pixels = F.interpolate(frames.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+        numbers = IMAGENET if self.kind == "dinov2" else CLIP
+        mean, std = (torch.tensor(x, device=weight.device).view(3, 1, 1) for x in numbers)
+        pixels = F.interpolate(
+            frames.to(weight.device).float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False
+        )
         out = self.model(pixel_values=(((pixels + 1) / 2 - mean) / std).to(weight))
         return (out.image_embeds if self.kind != "dinov2" else out.last_hidden_state[:, 0]).float().cpu()
 
@@ -51,7 +54,8 @@ def load_feature_model(folder: Path) -> FeatureModel:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is no DINOv2 and no CLIP, or damaged.
+        ValueError: it is no DINOv2 and no CLIP, or damaged, or lacks weights, in whose place transformers would put
+            random ones.
     """
     from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
@@ -66,7 +70,11 @@ def load_feature_model(folder: Path) -> FeatureModel:
         if kind not in KINDS:
             raise ValueError(f"its model_type is {kind}; DINOv2 (dinov2) and CLIP (clip) can be used")
         loader = Dinov2Model if kind == "dinov2" else CLIPVisionModelWithProjection
-        model = loader.from_pretrained(folder, local_files_only=True)
+        model, report = loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}")
+        if bad := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+            raise ValueError(f"it holds NaN or infinity in {bad[0]}")
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(f"--features {folder} cannot be used: {error}") from error
     return FeatureModel(folder.resolve().name, model.eval().requires_grad_(False), kind)

@@ -116,14 +116,28 @@ def encode_clip_frames(frames: np.ndarray, vae: nn.Module, encode: Callable, nam
     return torch.cat([encode(vae, to_network(batch).to(weight)).cpu() for batch in progress])
 
 
-def clip_features(source: Source, fps: float, size: tuple[int, int], folder: Path, model: FeatureModel) -> Tensor:
-    """Return what an image model sees in every frame of a clip, (frames, width), from the cache or computed now."""
-    name = name_of("features", content_hash(source.path), float(fps), size, model.name, weights_hash(model.model))
+def clip_features(
+    source: Source,
+    fps: float,
+    size: tuple[int, int],
+    folder: Path,
+    look: FeatureModel,
+    device: torch.device,
+    weights: str,
+) -> Tensor:
+    """Return what an image model sees in every frame of a clip, (frames, width), from the cache or computed now.
+
+    Args:
+        device: where it computes.
+        weights: `weights_hash(look.model)`.
+    """
+    name = name_of("features", content_hash(source.path), float(fps), size, look.kind, weights)
 
     def computed() -> Tensor:
         frames = decode(source, fps, size=size).frames
+        look.model.to(device)
         batches = np.split(frames, range(BATCH, len(frames), BATCH))
-        return torch.cat([model.of_frames(to_network(batch)) for batch in batches])
+        return torch.cat([look.of_frames(to_network(batch)) for batch in batches])
 
     return cached(Path(folder) / f"{name}.safetensors", computed)
 

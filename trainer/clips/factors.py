@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...samplers.factors import appearance_factor, appearance_similarity, latent_features, motion_factors
+from ...samplers.factors import Norm, appearance_factor, appearance_similarity, latent_features, motion_factors
 from .batches import TrainingClip
 
 log = logging.getLogger("stillmotion")
@@ -25,7 +25,7 @@ class Factors(NamedTuple):
     appearance: float
 
 
-def factors_of(clip: TrainingClip, frames: int, norm: str = "l1") -> Factors:
+def factors_of(clip: TrainingClip, frames: int, norm: Norm = "l1") -> Factors:
     """Measure the first `frames` frames of a clip, as a training window that begins there."""
     latents = clip.latents[:frames]
     features = latent_features(latents) if clip.features is None else clip.features[:frames]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..base.features import feature_model
-from ..base.load import encode_frames, load_base
+from ..base.load import load_base
 from ..clips.batches import TrainingClip
-from ..clips.cache import clip_features, clip_latents
 from ..clips.factors import Factors, factors_of, spread, told, warn_of_spread
 from ..clips.find import ClipFormat, Source, find_clips
 from ..clips.inspect import ClipReport, inspect_clips, table, usable_clips, write_sheet
 from ..options import CheckOptions, FewShotOptions
+from ..run.training_set import Encoder
 
 
 def check(options: CheckOptions) -> None:
@@ -36,11 +35,11 @@ def check(options: CheckOptions) -> None:
 def measured(sources: list[Source], base_path: Path, features: Path, form: ClipFormat, cache: Path) -> list[Factors]:
     """Measure the first frames of every clip, on latents of the base's autoencoder and features of `features`."""
     look, base = feature_model(features), load_base(base_path)
-    latents_of = partial(clip_latents, fps=form.fps, size=form.size, vae=base.vae, folder=cache, encode=encode_frames)
+    encoder = Encoder(base, form.fps, form.size, cache, torch.device("cpu"), look)
     factors = []
     for source in sources:
-        seen = clip_features(source, form.fps, form.size, cache, look) if look else None
-        clip = TrainingClip(source.name, source.caption, latents_of(source).float(), torch.empty(0), seen)
+        seen = encoder.features_of(source) if look else None
+        clip = TrainingClip(source.name, source.caption, encoder.latents_of(source), torch.empty(0), seen)
         factors.append(factors_of(clip, form.frames))
     return factors
 

@@ -66,5 +66,6 @@ def with_factors(clips: TrainingSet, options: DecoupleOptions) -> TrainingSet:
     ranges = spread([factors_of(clip, options.frames, options.motion_norm) for clip in clips.first])
     log.info("%d clips have %s.", len(clips.first), told(ranges))
     warn_of_spread(ranges)
-    preview = replace(clips.preview, motions=tuple(ranges["motion"]), appearance=ranges["appearance"][1])
+    motions = ranges["motion"] if options.motion else ranges["motion"][1:2]
+    preview = replace(clips.preview, motions=tuple(motions), appearance=ranges["appearance"][1])
     return replace(clips, factors=ranges, preview=preview)

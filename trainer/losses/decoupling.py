@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ...networks.asked import Asked, Given
-from ...samplers.factors import appearance_similarity, latent_features, motion_factors
+from ...samplers.factors import Norm, appearance_similarity, latent_features, motion_factors
 from ..clips.batches import Batch, generator_for
 
 
-def measured(batch: Batch, norm: str = "l1") -> Asked:
+def measured(batch: Batch, norm: Norm = "l1") -> Asked:
     """Return the middle frame (F // 2), the motion factors and the similarities of each clip of a batch.
 
     Source: HiGen (Qing et al. 2023, arXiv 2312.04483), sections 3.2 and 3.3.

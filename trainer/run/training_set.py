@@ -48,9 +48,18 @@ MEASURED_WITHOUT_HELD_OUT = 4
 class Encoder:
     """Latents of clips and embeddings of captions, from the cache or encoded now, on a device."""
 
-    def __init__(self, base: Base, fps: float, size: tuple[int, int], cache: Path, device: torch.device):
-        self.base, self.fps, self.size, self.cache, self.device = base, fps, size, cache, device
+    def __init__(
+        self,
+        base: Base,
+        fps: float,
+        size: tuple[int, int],
+        cache: Path,
+        device: torch.device,
+        look: FeatureModel | None = None,
+    ):
+        self.base, self.fps, self.size, self.cache, self.device, self.look = base, fps, size, cache, device, look
         self.vae_hash, self.text_hash = weights_hash(base.vae), weights_hash(base.text_encoder)
+        self.look_hash = weights_hash(look.model) if look else ""
 
     def latents_of(self, source: Source) -> Tensor:
         """Return all frames of a clip at `fps`, scaled, (frames, 4, height, width)."""
@@ -68,9 +77,10 @@ class Encoder:
 
         return picture_latents(source, self.size, self.base.vae, self.cache, encode, self.vae_hash).float()
 
-    def features_of(self, model: FeatureModel) -> Callable[[Source], Tensor]:
-        """Return a function that gives what an image model sees in each frame of a clip, (frames, width)."""
-        return lambda source: clip_features(source, self.fps, self.size, self.cache, model)
+    def features_of(self, source: Source) -> Tensor:
+        """Return what the image model sees in each frame of a clip, (frames, width)."""
+        assert self.look, "nobody looks at frames"
+        return clip_features(source, self.fps, self.size, self.cache, self.look, self.device, self.look_hash)
 
     def text_of(self, caption: str) -> Tensor:
         """Return the embedded caption, (tokens, width)."""
@@ -88,6 +98,8 @@ class Encoder:
         """Make room on the device for training; what is not in the cache brings a model back."""
         self.base.vae.cpu()
         self.base.text_encoder.cpu()
+        if self.look:
+            self.look.model.cpu()
 
 
 @dataclass(frozen=True)
@@ -119,9 +131,9 @@ class TrainingSet:
         return batch_for(plan, self.measured, self.preview.no_caption, size, 1, 0)
 
 
-def encoder_for(session: Session, base: Base) -> Encoder:
+def encoder_for(session: Session, base: Base, look: FeatureModel | None = None) -> Encoder:
     options = session.options
-    return Encoder(base, options.fps, options.size, options.cache, session.accelerator.device)
+    return Encoder(base, options.fps, options.size, options.cache, session.accelerator.device, look)
 
 
 def form_of(options: TrainOptions) -> ClipFormat:
@@ -205,15 +217,11 @@ def streamed_clips(
     Raises:
         ValueError: fewer clips can be used than are to be held out.
     """
-    options, accelerator, encoder = session.options, session.accelerator, encoder_for(session, base)
-    features_of = encoder.features_of(look) if look else None
-    load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of, features_of)
-    with accelerator.main_process_first():
-        wanted = options.held_out or MEASURED_WITHOUT_HELD_OUT
-        first = first_usable(shards, max(wanted, most_measured), load, options.skip_bad)
-        measured = first[:wanted]
-        if len(measured) < options.held_out:
-            raise ValueError(f"--held-out is {options.held_out}, but only {len(measured)} clips can be used")
+    options, encoder = session.options, encoder_for(session, base, look)
+    load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of, look and encoder.features_of)
+    with session.accelerator.main_process_first():
+        first = first_clips(options, shards, load, most_measured)
+        measured = first[: options.held_out or MEASURED_WITHOUT_HELD_OUT]
         preview = encoder.preview(prompt_of(options, measured))
     encoder.offload()
     held_out = [clip.name for clip in measured] if options.held_out else []
@@ -221,23 +229,7 @@ def streamed_clips(
     if pictures and pictures.shards:
         of_one = Loader(1, options.fps, encoder.latents_of_picture, encoder.text_of)
         streams.append(stream_for(session, pictures.shards, of_one))
-
-    def batches(plan: Plan, size: int) -> BatchSource:
-        def source(step: int, number: int) -> Batch:
-            stills = pictures_in(step, options.accumulation, pictures.share) if pictures else 0
-            if number // accelerator.num_processes < stills:
-                batch = batch_from(plan, streams[-1], preview.no_caption, size, step, number, draw_picture)
-            else:
-                batch = batch_from(plan, streams[0], preview.no_caption, size, step, number)
-            encoder.offload()
-            return batch
-
-        return source
-
-    def skip_to(positions: tuple[int, ...]) -> None:
-        for stream, position in zip(streams, positions, strict=True):
-            stream.skip_to(position)
-
+    share = pictures.share if pictures else 0.0
     return TrainingSet(
         names=[shard.name for shard in shards],
         captions=[clip.caption for clip in measured],
@@ -246,11 +238,49 @@ def streamed_clips(
         held_out=held_out,
         preview=preview,
         content=set_hash([*shards, *(pictures.shards or () if pictures else ())]),
-        batches=batches,
+        batches=partial(mixed_batches, session, streams, share, preview.no_caption, encoder.offload),
         first=first,
         position=lambda: tuple(stream.position for stream in streams),
-        skip_to=skip_to,
+        skip_to=partial(skip_all, streams),
     )
+
+
+def first_clips(options: TrainOptions, shards: Sequence[Shard], load: Loader, least: int) -> list[TrainingClip]:
+    """Return the first clips of a set: those of the fixed-noise loss, and `least` where there are so many."""
+    wanted = options.held_out or MEASURED_WITHOUT_HELD_OUT
+    first = first_usable(shards, max(wanted, least), load, options.skip_bad)
+    if len(first) < options.held_out:
+        raise ValueError(f"--held-out is {options.held_out}, but only {len(first)} clips can be used")
+    return first
+
+
+def mixed_batches(
+    session: Session,
+    streams: Sequence[ClipStream],
+    share: float,
+    no_caption: Tensor,
+    offload: Callable[[], None],
+    plan: Plan,
+    size: int,
+) -> BatchSource:
+    """Return the source of a plan's micro-batches: of the first stream's clips, and a share of pictures of the last
+    one, the first micro-batches of a step on every process."""
+
+    def source(step: int, number: int) -> Batch:
+        stills = pictures_in(step, session.options.accumulation, share)
+        if number // session.accelerator.num_processes < stills:
+            batch = batch_from(plan, streams[-1], no_caption, size, step, number, draw_picture)
+        else:
+            batch = batch_from(plan, streams[0], no_caption, size, step, number)
+        offload()
+        return batch
+
+    return source
+
+
+def skip_all(streams: Sequence[ClipStream], positions: tuple[int, ...]) -> None:
+    for stream, position in zip(streams, positions, strict=True):
+        stream.skip_to(position)
 
 
 def stream_for(session: Session, shards: Sequence[Shard], load: Loader, held_out: Sequence[str] = ()) -> ClipStream:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...networks.asked import Asked, Given
-from ...networks.guidance import even_positions, similarity_of
+from ...samplers.guidance import EvenLook
 from .sample import Model, Sampling, sample_clip, starting_noise
 
 
@@ -25,13 +25,8 @@ def asked_for(prior: Tensor | None, motion: float | None, appearance: float | No
     return Asked(
         prior=None if prior is None else Given(prior[None]),
         motion=None if motion is None else Given(torch.full((1, frames), float(motion))),
-        similarity=None if appearance is None else Given(even_similarity(appearance, frames)),
+        similarity=None if appearance is None else Given(EvenLook(appearance).for_frames(frames)[None]),
     )
-
-
-def even_similarity(appearance: float, frames: int) -> Tensor:
-    """Return R of the paper's Eq. 4, (1, frames, frames)."""
-    return similarity_of(even_positions(torch.tensor([float(appearance)]), frames))
 
 
 def sample_still(

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
 import tiny_run as tiny
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from stillmotion.networks.motion_file import read_motion_file
@@ -20,6 +22,7 @@ from stillmotion.trainer.run import run as shared_path
 from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.runlog import read_log
+from transformers import Dinov2Config, Dinov2Model
 
 NUMBERS = "--size 64x48 --frames 4 --steps 4 --warm-up 1 --learning-rate 1e-3 --ema 0.9 --save-every 2"
 QUIET = "--preview-every none --held-out-every 9"
@@ -78,9 +81,21 @@ def test_previews_are_the_still_beside_clips_of_three_motions(whole):
     assert "held_out_loss" in json.dumps(lines)
 
 
-def test_stopped_and_resumed_gives_the_same_files(place):
-    more = ["--spatial", "lora", *PICTURES.split(), str(place / "pictures")]
-    assert run(place, "through", *more) == 0
+LORA = ["--spatial", "lora", *PICTURES.split()]
+
+
+@pytest.fixture(scope="module")
+def through(place):
+    """A run with a LoRA of the image model that nothing stops."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(shared_path, "report_estimate", lambda *_: None)
+        assert run(place, "through", *LORA, str(place / "pictures")) == 0
+    return place / "through"
+
+
+def test_stopped_and_resumed_gives_the_same_files(place, through):
+    more = [*LORA, str(place / "pictures")]
     (place / "stopped").mkdir()
     (place / "stopped/save_quit").touch()
     assert run(place, "stopped", *more) == 0
@@ -89,20 +104,68 @@ def test_stopped_and_resumed_gives_the_same_files(place):
     for end in ("", "_lora"):
         ours, theirs = (load_file(place / f"{name}/{name}{end}.safetensors") for name in ("stopped", "through"))
         assert same(ours, theirs)
-    lines = [line for line in read_log(place / "through/log.jsonl") if "loss" in line]
+    lines = [line for line in read_log(through / "log.jsonl") if "loss" in line]
     for line in lines:
         assert line["loss"] == pytest.approx(0.25 * line["loss_pictures"] + 0.75 * line["loss_simple"], rel=1e-5)
 
 
-def test_a_lora_of_the_image_model_is_written_in_kohyas_form(place, request):
-    if not (place / "through").exists():
-        pytest.skip("the run of the test before is not there")
-    tensors = load_file(place / "through/through_lora.safetensors")
+def test_a_lora_of_the_image_model_is_written_in_kohyas_form(through):
+    tensors = load_file(through / "through_lora.safetensors")
     layers = {name.rpartition(".lora_")[0] or name.rpartition(".alpha")[0] for name in tensors}
     attentions = [n for n, _ in tiny.tiny_unet(768).named_modules() if n.endswith(("attn1", "attn2"))]
     assert len(layers) == 4 * len(attentions) and all(name.startswith("lora_unet_") for name in layers)
     assert all(tensors[f"{name}.lora_up.weight"].any() for name in layers)
     assert tensors[f"{min(layers)}.alpha"].item() == 16 == len(tensors[f"{min(layers)}.lora_down.weight"])
+
+
+@pytest.fixture
+def with_schedule(place):
+    """Writes a scheduler beside the base, for one test."""
+    folder = place / "base/scheduler"
+
+    def write(**config):
+        DDIMScheduler(beta_schedule="scaled_linear", **config).save_pretrained(folder)
+
+    yield write
+    shutil.rmtree(folder)
+
+
+def test_a_base_that_predicts_the_velocity_with_zero_terminal_snr_says_so_in_its_file(place, with_schedule):
+    with_schedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert run(place, "velocity", "--steps", "1", "--preview-every", "1", "--preview-steps", "2", quiet=False) == 0
+    info, _ = read_motion_file(place / "velocity/velocity.safetensors")
+    assert (info.prediction, info.zero_snr) == ("v_prediction", True)
+    assert np.asarray(Image.open(place / "velocity/previews/step-000001.webp")).std() > 0
+
+
+@pytest.mark.parametrize(
+    "config, more, said",
+    [
+        ({"rescale_betas_zero_snr": True}, [], "predicts epsilon on a schedule with zero terminal SNR"),
+        ({"prediction_type": "sample"}, [], "predicts sample on the schedule scaled_linear"),
+        (
+            {"prediction_type": "v_prediction"},
+            ["--mitigation", "20"],
+            "--mitigation is for models that predict epsilon",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_be_trained_on_is_refused(place, with_schedule, capsys, config, more, said):
+    with_schedule(**config)
+    assert run(place, "unfit", "--steps", "1", *more) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_appearance_is_measured_by_the_image_model_that_is_given(place):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224, "patch_size": 56}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(place / "small-dino")
+    assert run(place, "seen", "--steps", "1", "--features", str(place / "small-dino")) == 0
+    assert run(place, "unseen", "--steps", "1") == 0
+    seen, unseen = (read_motion_file(place / f"{name}/{name}.safetensors")[0] for name in ("seen", "unseen"))
+    assert (seen.config.appearance.features, unseen.config.appearance.features) == ("small-dino", "latent")
+    assert seen.factors["appearance"] != unseen.factors["appearance"]
+    assert seen.factors["motion"] == unseen.factors["motion"]
 
 
 def test_all_of_the_image_model_trains_at_a_fifth_of_the_rate_and_is_written_as_a_unet(place, caplog):

@@ -13,13 +13,15 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMScheduler
-from stillmotion.networks.config import InflationConfig, Queries, Recurrence
+from stillmotion.networks.config import InflationConfig, Queries, Recurrence, Temporal
 from stillmotion.samplers.schedules import alphas_cumprod
-from stillmotion.trainer.clips.batches import batch_for, clip_at, clips_hash, draw, rows
+from stillmotion.trainer.base.host import InflatedUNet, structure_of
+from stillmotion.trainer.clips.batches import batch_for, clip_at, clips_hash, collate, draw, draw_picture, rows
 from stillmotion.trainer.losses.denoising import add_noise, batch_loss, noisy_rows, prediction_loss
 from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.run import optimiser
 from stillmotion.trainer.run.checkpoints import read_state, restore, same, save_state, state_of
+from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.held_out import fixed_noise_loss, split_held_out
 from stillmotion.trainer.run.loop import gradient_norm, start_training, train, update
 from stillmotion.trainer.run.optimiser import Diverged, Schedule, make_optimizer
@@ -352,3 +354,41 @@ def test_the_fingerprint_tells_clips_apart():
     assert clips_hash(clips) == clips_hash(tiny.tiny_clips()[0])
     assert clips_hash(clips) != clips_hash([replace(clips[0], caption="other"), *clips[1:]])
     assert clips_hash(clips) != clips_hash(clips[::-1])
+
+
+def full_training(**more):
+    """One that trains the image model too; its gradients are far above the clip of 1."""
+    unet = tiny.tiny_unet()
+    model = InflatedUNet(unet, fresh_inflation(InflationConfig(Temporal()), structure_of(unet), 0), spatial="full")
+    AcceleratorState._reset_state(True)
+    objective = Objective(model, tiny.tiny_plan())
+    return start_training(Accelerator(cpu=True), objective, Schedule(8, 1e-2, warm_up=2), **more)
+
+
+def pictures(training):
+    """A source of micro-batches of pictures alone."""
+    clips, no_caption = tiny.tiny_clips()
+    return lambda step, number: collate([draw_picture(training.plan, clips[0], no_caption, step, number)])
+
+
+def test_a_step_of_pictures_moves_the_image_model_and_nothing_over_time():
+    """Not through the moments of the steps before either."""
+    training = full_training(ema=None)
+    update(training, tiny.source_of(training), 1)
+    before = {name: tensor.clone() for name, tensor in training.weights.state_dict().items()}
+    update(training, pictures(training), 2)
+    moved = {name for name, tensor in training.weights.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith("spatial.") for name in moved)
+
+
+def test_the_factor_on_spatial_gradients_acts_before_the_clip_of_their_norm():
+    trainings = full_training(), full_training(spatial_grad_scale=0.2)
+    whole, scaled = (update(training, pictures(training), 1).gradient_norm for training in trainings)
+    assert scaled == pytest.approx(0.2 * whole, rel=1e-5)
+
+
+def test_the_average_is_of_the_image_model_too():
+    training = full_training(ema=0.5)
+    update(training, pictures(training), 1)
+    averaged, now = training.ema.module.state_dict(), training.weights.state_dict()
+    assert averaged.keys() == now.keys() and any(name.startswith("spatial.") for name in now)

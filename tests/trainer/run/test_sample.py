@@ -119,3 +119,22 @@ def test_noise_comes_from_the_seed_alone():
     assert first.shape == (16, 4, 12, 20) and torch.equal(first, starting_noise(5, 16, (20, 12)))
     assert not torch.equal(first, starting_noise(6, 16, (20, 12)))
     assert first.std() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("prediction, zero_snr", [("epsilon", False), ("v_prediction", False), ("v_prediction", True)])
+def test_a_network_that_knows_the_clip_is_sampled_back_to_it(prediction, zero_snr):
+    """Whatever it predicts, and from noise alone where the schedule ends in it."""
+    clip, noise = torch.randn(2, 3, 4, 6, 5, generator=torch.Generator().manual_seed(0)).unbind(0)
+    products = ddim("scaled_linear", prediction, zero_snr).alphas_cumprod
+
+    def network(sample, times, text, frames):
+        signal = products[times].view(-1, 1, 1, 1)
+        found = (sample - signal.sqrt() * clip) / (1 - signal).sqrt()
+        return found if prediction == "epsilon" else signal.sqrt() * found - (1 - signal).sqrt() * clip
+
+    how = Sampling(steps=20, guidance=1.0, prediction=prediction, zero_snr=zero_snr)
+    made = sample_clip(network, torch.zeros(5, 16), torch.zeros(5, 16), noise, how)
+    assert (made - clip).std() < 0.04, "what the schedule leaves at its first timestep is 0.03 of the noise"
+    assert ddim("scaled_linear", prediction, zero_snr).timesteps[0] == 999
+    if zero_snr:
+        assert products[-1] < 1e-7
