@@ -88,6 +88,13 @@ def test_a_dial_that_is_not_asked_stays_as_it_was(video, guided, asked, asks, mo
     assert 1 - asked[-1].similarity.value[0, 0, -1].item() == pytest.approx(0.2 if look else 0.7)
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2sq"])
+def test_a_reference_is_measured_as_the_clips_were_that_the_file_was_trained_on(video, guided, asked, norm):
+    raw, config = reference(FRAMES), InflationConfig(motion=Motion(f"{norm}_mean_x_7168"))
+    sample(guided(video(config), asks="motion", reference_latent={"samples": raw}).model, noise(), steps=1)
+    torch.testing.assert_close(asked[-1].motion.value[0].cpu(), motion_factors(SCALE * raw, norm))
+
+
 @pytest.mark.parametrize("frames", [4, 5, 9])
 def test_a_reference_is_measured_and_fitted_to_the_clip(video, guided, asked, frames):
     raw = reference()
