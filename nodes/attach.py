@@ -19,11 +19,11 @@ from ..networks.motion_file import check_fits
 from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
 from ..samplers.strengths import levels_for
-from .asks import NO_ASKS, Asks, asked_of, put_into_conditions, take_carried, whole_frames
+from .asks import Asks, asked_of, put_into_conditions, take_carried, whole_frames
 from .motion import LoadedMotion
-from .unet import check_rank, pack_window, run_unet
+from .settings import KEY, Settings, check_rank, frames_per_clip
+from .unet import pack_window, run_unet
 
-KEY = "stillmotion"
 log = logging.getLogger(KEY)
 
 
@@ -33,32 +33,6 @@ def structure_of(model) -> Structure:
     if any(".time_stack." in name for name in shapes):
         raise ValueError("This model is a video model already (SVD); motion files are for image models.")
     return structure_from_ldm(shapes)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One motion file of a MODEL with its strengths; keeps the file in memory as long as the MODEL is there.
-
-    Args:
-        attached: the file's own inflation; on other devices the host has copies of it, with the same strengths.
-        frames_per_clip: 0 where all frames of a LATENT are one clip.
-        asks: what the user asks of its prior and its guidance.
-    """
-
-    motion: LoadedMotion
-    attached: Attached
-    frames_per_clip: int = 0
-    asks: Asks = NO_ASKS
-
-    def with_mapping(self, on: bool) -> Settings:
-        """Return these with the mapping network at the strength of the temporal parts, or off."""
-        return replace(self, attached=replace(self.attached, mapping=self.attached.temporal if on else 0.0))
-
-    def halved(self) -> set[int]:
-        """Return the levels after which the frame rate is halved."""
-        resampling, levels = self.motion.info.config.resampling, self.attached.levels
-        halved = resampling.levels if resampling and self.attached.temporal else ()
-        return {level for level in halved if not levels or levels[level]}
 
 
 def attach(
@@ -108,22 +82,6 @@ def attach(
     return model
 
 
-def with_mapping(model, on: bool):
-    """Return a clone of MODEL whose motion files run their mapping networks, or do not; MODEL where that is so."""
-    settings = model.get_attachment(KEY) or ()
-    switched = tuple(s.with_mapping(on) if s.motion.info.config.mapping else s for s in settings)
-    if switched == settings:
-        return model
-    model = model.clone()
-    model.set_attachments(KEY, switched)
-    return model
-
-
-def merged_frames(settings: tuple[Settings, ...]) -> int:
-    """Return how many frames become one at the coarsest level."""
-    return 2 ** len(set().union(*(s.halved() for s in settings)))
-
-
 def _add_queries(model, tensors: dict[str, Tensor], strength: float) -> None:
     """Patch the query matrices of MODEL as a LoRA does: the host merges them."""
     names = {"down.weight": "lora_down.weight", "up.weight": "lora_up.weight", "diff.weight": "diff"}
@@ -163,30 +121,6 @@ def outer_sample(executor, noise, *args, **kwargs):
     guider.conds = put_into_conditions(guider.conds, asks, noise.shape[-2:], guider.model_patcher.load_device)
     guider.model_options["transformer_options"][KEY] = Run(frames)
     return executor(noise, *args, **kwargs)
-
-
-def asked_frames(settings: tuple[Settings, ...]) -> int | None:
-    """Return how long a clip is by the motion files of a model; None where the whole LATENT is one clip.
-
-    Raises:
-        ValueError: they ask for different lengths.
-    """
-    asked = {s.frames_per_clip for s in settings if s.frames_per_clip}
-    if len(asked) > 1:
-        raise ValueError(f"The motion files of this model ask for clips of {sorted(asked)} frames; give one length.")
-    return asked.pop() if asked else None
-
-
-def frames_per_clip(rows: int, settings: tuple[Settings, ...]) -> int:
-    """Return how many of a LATENT's `rows` frames make a clip.
-
-    Raises:
-        ValueError: the motion files of this model ask for different lengths, or for one that does not divide `rows`.
-    """
-    frames = asked_frames(settings) or rows
-    if rows % frames:
-        raise ValueError(f"The latent has {rows} frames, which are no whole number of clips of {frames} frames.")
-    return frames
 
 
 def warn_of_length(seen: int, settings: tuple[Settings, ...]) -> None:

@@ -14,9 +14,9 @@ from ..samplers.factors import MOST_MOTION, Norm, motion_factors
 from ..samplers.guidance import Asking, DrawnLook, DrawnMotion, EvenLook, MeasuredLook, MeasuredMotion
 from ..samplers.strengths import parse_keyframes
 from .asks import GUIDANCE as NODE
-from .attach import KEY, asked_frames
 from .features import are_other, features_name, look_of, scaled_latents
 from .plot import line_plot
+from .settings import KEY, asked_frames
 
 log = logging.getLogger(KEY)
 

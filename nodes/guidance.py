@@ -7,8 +7,8 @@ from functools import partial
 from ..samplers.factors import MOST_MOTION
 from .asks import GUIDANCE as NODE
 from .asks import asking
-from .attach import KEY
 from .compat import io, ui, where_known
+from .settings import KEY
 
 ASKS = {"motion and appearance": ("motion", "look"), "motion": ("motion",), "appearance": ("look",)}
 """What an option sets, by the names of `asks.Asks`."""

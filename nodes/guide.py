@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..samplers.mitigating_gradient import Mitigation, mitigate_latents
 from ..samplers.schedules import cfg_at, flow_to_sigma, is_within
-from .attach import KEY, asked_frames
 from .compat import io
-from .unet import check_rank
+from .settings import KEY, asked_frames, check_rank
 
 UNLIMITED = 10.0
 """The `max_pull` that stands for no limit: a widget cannot hold infinity."""

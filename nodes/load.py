@@ -7,10 +7,7 @@ from pathlib import Path
 import folder_paths
 
 from ..samplers.strengths import parse_keyframes, parse_levels
-from .attach import attach
 from .compat import io, where_known
-from .motion import load_motion
-from .schedule import set_schedule
 
 FOLDER = "stillmotion"
 ANIMATEDIFF = "animatediff_models"
@@ -52,6 +49,16 @@ def _strength(name: str, tooltip: str):
 def _text(name: str, tooltip: str):
     """Return a text input that is optional, so that graphs from before there was one go on running."""
     return where_known(io.String.Input, name, default="", optional=True, advanced=True, tooltip=tooltip)
+
+
+def _with_motion(model, motion_file: str, *, from_file: bool, **how):
+    """Return MODEL with a motion file attached, and its noise schedule set; `how` is for `attach`."""
+    from .attach import attach  # here, for these would slow down ComfyUI's start
+    from .motion import load_motion
+    from .schedule import set_schedule
+
+    motion = load_motion(_path(motion_file))
+    return set_schedule(attach(model, motion, **how), motion, from_file=from_file)
 
 
 class STUNetLoader(io.ComfyNode):
@@ -104,10 +111,10 @@ class STUNetLoader(io.ComfyNode):
         cls, model, motion_file, strength, frames_per_clip, schedule, level_strengths="", keyframes=""
     ) -> io.NodeOutput:
         levels, keyframes = parse_levels(level_strengths), parse_keyframes(keyframes)
-        motion = load_motion(_path(motion_file))
-        model = attach(
+        model = _with_motion(
             model,
-            motion,
+            motion_file,
+            from_file=schedule == "from file",
             temporal=strength,
             recurrence=strength,
             queries=strength,
@@ -115,7 +122,7 @@ class STUNetLoader(io.ComfyNode):
             levels=levels,
             keyframes=keyframes,
         )
-        return io.NodeOutput(set_schedule(model, motion, from_file=schedule == "from file"))
+        return io.NodeOutput(model)
 
     @classmethod
     def fingerprint_inputs(cls, motion_file, **others):
@@ -143,9 +150,8 @@ class RecurrentMotionLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, motion_file, lora_strength, memory_strength) -> io.NodeOutput:
-        motion = load_motion(_path(motion_file))
-        model = attach(model, motion, temporal=memory_strength, recurrence=memory_strength, queries=lora_strength)
-        return io.NodeOutput(set_schedule(model, motion, from_file=False))
+        strengths = {"temporal": memory_strength, "recurrence": memory_strength, "queries": lora_strength}
+        return io.NodeOutput(_with_motion(model, motion_file, from_file=False, **strengths))
 
     @classmethod
     def fingerprint_inputs(cls, motion_file, **others):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ..samplers.noise import STRATEGIES, check_share, draw_noise, offset_noise
-from .attach import KEY, asked_frames, with_mapping
 from .compat import io, seed_input, where_known
+from .settings import KEY, asked_frames, with_mapping
 
 MAPPING = ("from file", "on", "off")
 log = logging.getLogger(KEY)

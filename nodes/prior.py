@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .asks import Still, asking
-from .attach import KEY
 from .compat import io
+from .settings import KEY
 
 NODE = "Spatial Prior"
 SIZES = {"refuse": False, "resize the still": True}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .attach import KEY
 from .compat import io
+from .settings import KEY
 
 UNET = "diffusion_model."
 

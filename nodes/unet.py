@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import (
-    UNetModel,
     apply_control,
     forward_timestep_embed,
     timestep_embedding,
@@ -168,15 +167,6 @@ def control_at(rate: Rate, control: dict | None, kind: str, rows: int) -> dict |
         if len(residual) == rows:
             control[kind][-1] = pool_rows(residual, rate.finer[0].clip.frames, rate.merged)
     return control
-
-
-def check_rank(model, shape: Sequence[int]) -> None:
-    """Raise ValueError where a MODEL with a U-Net, whose frames are the batch, gets a latent with a time axis."""
-    if len(shape) == 5 and isinstance(model.model.diffusion_model, UNetModel):
-        raise ValueError(
-            f"The latent is a video model's, {tuple(shape)}, and this model takes (frames, channels, height, width):"
-            " use Empty Latent Image, with batch_size the number of frames."
-        )
 
 
 @dataclass

@@ -30,8 +30,7 @@ from comfy import context_windows as core
 from comfy.patcher_extension import WrappersMP
 
 from ..samplers.windows import FUSES, check_windows, fuse_in, whole_window, window_count, windows_of
-from . import attach
-from .unet import check_rank
+from . import settings
 
 KEY = "stillmotion_windows"
 log = logging.getLogger("stillmotion")
@@ -79,17 +78,17 @@ def outer_sample(executor, noise, *args, **kwargs):
     handler = model.model_options.get("context_handler")
     if isinstance(handler, WindowHandler):
         frames = noise.shape[frame_axis(noise.shape)]
-        check_rank(model, noise.shape)
+        settings.check_rank(model, noise.shape)
         check_one_clip(model, frames)
         count = window_count(frames, handler.context_length, handler.context_overlap)
         log.info("Temporal Windows: %d frames in %d windows.", frames, count)
-        advise(handler.context_length, frames, attach.merged_frames(model.get_attachment(attach.KEY) or ()))
+        advise(handler.context_length, frames, settings.merged_frames(model.get_attachment(settings.KEY) or ()))
     return executor(noise, *args, **kwargs)
 
 
 def check_one_clip(model, frames: int) -> None:
     """Raise ValueError where the motion files of MODEL make several clips of so many frames."""
-    asked = attach.asked_frames(model.get_attachment(attach.KEY) or ())
+    asked = settings.asked_frames(model.get_attachment(settings.KEY) or ())
     if asked and asked < frames:
         raise ValueError(
             f"Temporal Windows work on one clip at a time; here are {frames} frames in clips of {asked}: set"
