@@ -16,7 +16,7 @@ LAYERS = {
 }
 LIBRARIES = {
     "networks": "torch einops safetensors".split(),
-    "samplers": "torch einops".split(),
+    "samplers": "torch einops kornia".split(),
     "nodes": (
         "torch einops safetensors numpy PIL comfy comfy_api comfy_extras folder_paths latent_preview node_helpers "
         "comfy_execution cv2"
