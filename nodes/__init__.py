@@ -3,6 +3,7 @@
 from .compat import ComfyExtension
 from .guidance import MotionAppearanceGuidance
 from .guide import MGGuider
+from .inpaint import KeepKnown, VideoInpaint
 from .inspect import MeasureMotion, XTSlice
 from .load import RecurrentMotionLoRA, STUNetLoader
 from .noise import MappingNetworkNoise
@@ -22,6 +23,8 @@ class StillmotionExtension(ComfyExtension):
             RecurrentMotionLoRA,
             SpatialPrior,
             MotionAppearanceGuidance,
+            VideoInpaint,
+            KeepKnown,
             MappingNetworkNoise,
             MGGuider,
             MGGuidanceSampler,

@@ -223,3 +223,19 @@ def composited(clip: Tensor, given: KnownPixels, feather: int = 0) -> Tensor:
     made = feathered(1 - known, feather) if feather else 1 - known
     made = torch.where((given.strengths.to(clip.device) < 1)[:, None, None], 1.0, made)[..., None].to(clip)
     return torch.where(made == 0, given_frames, torch.where(made == 1, clip, torch.lerp(given_frames, clip, made)))
+
+
+def nearest_known(given: KnownPixels) -> list[int]:
+    """Return for each frame the nearest one with a known pixel, the earlier of two; of frames that all are to be made,
+    each itself."""
+    held = given.known.flatten(1).amax(1).nonzero()[:, 0].tolist()
+    frames = range(len(given.known))
+    return [min(held, key=lambda other: abs(other - frame)) if held else frame for frame in frames]
+
+
+def hatched(given: KnownPixels) -> Tensor:
+    """Return pictures (frames, height, width, 3) of what is known, with stripes where pixels are to be made."""
+    height, width = given.known.shape[1:]
+    diagonal = torch.arange(height)[:, None] + torch.arange(width)
+    stripes = (0.35 + 0.15 * (diagonal // 8 % 2)).to(given.frames)[..., None]
+    return torch.lerp(stripes.expand_as(given.frames), given.frames, given.known.to(given.frames)[..., None])

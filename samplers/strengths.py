@@ -8,6 +8,8 @@ LARGEST = 10.0
 KEYFRAME = re.compile(r"""["']?([0-9]{1,6})["']?\s*:\s*(.+)""")
 """Quotes around the frame and brackets around the factor are how prompt schedules are written."""
 
+FRAME = re.compile("-?[0-9]{1,6}")
+
 
 def parse_levels(text: str) -> tuple[float, ...]:
     """Return the factors of the levels of a U-Net, finest first, of "1, 1, 0.5, 0"; () of an empty text.
@@ -15,9 +17,30 @@ def parse_levels(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: something between two commas is no number from 0 to 10.
     """
+    return parse_factors(text, "level_strengths", '"1, 1, 0.5, 0" or one number')
+
+
+def parse_factors(text: str, name: str, example: str, most: float = LARGEST) -> tuple[float, ...]:
+    """Return the factors between the commas of a text, see `parse_keyframes`; () of an empty one.
+
+    Raises:
+        ValueError: something between two commas is no number from 0 to `most`.
+    """
     if not text.strip():
         return ()
-    return tuple(_factor(part, "level_strengths", '"1, 1, 0.5, 0" or one number') for part in text.split(","))
+    return tuple(_factor(part, name, example, most) for part in text.split(","))
+
+
+def parse_frames(text: str, name: str, example: str) -> tuple[int, ...]:
+    """Return the numbers of frames, negative ones counting from the end, between the commas of a text.
+
+    Raises:
+        ValueError: something between two commas is no whole number, or there is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if not FRAME.fullmatch(part)]:
+        raise ValueError(f"{name} has {wrong[0]!r}; write frames, for example {example}.")
+    return tuple(map(int, parts))
 
 
 def levels_for(factors: tuple[float, ...], levels: int) -> tuple[float, ...]:

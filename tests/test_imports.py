@@ -19,7 +19,7 @@ LIBRARIES = {
     "samplers": "torch einops kornia".split(),
     "nodes": (
         "torch einops safetensors numpy PIL comfy comfy_api comfy_extras folder_paths latent_preview node_helpers "
-        "comfy_execution cv2"
+        "comfy_execution cv2 server"
     ).split(),
     "trainer": (
         "torch einops safetensors numpy PIL av cv2 tqdm pydantic pydantic_core "

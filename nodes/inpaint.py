@@ -1,0 +1,151 @@
+"""The nodes that make a clip around pixels that are given, and that put these back after decoding."""
+
+from __future__ import annotations
+
+from .compat import io
+
+MODES = "image to video", "key frames", "inpaint", "outpaint", "cinemagraph"
+
+
+def whole_number(id: str, default: int, lowest: int, highest: int, tooltip: str):
+    return io.Int.Input(id, default=default, min=lowest, max=highest, tooltip=tooltip)
+
+
+def frames_input():
+    return whole_number("frames", 16, 1, 4096, "Frames of the clip.")
+
+
+def side_input(side: str, default: int):
+    return whole_number(side, default, 0, 8192, f"Pixels to make at the {side}.")
+
+
+def mode_input():
+    """Return the choice of what is known, each with the inputs that it alone needs."""
+    strength = io.Float.Input(
+        "strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip="How strongly the image holds its frame. 1: exactly; lower it where the clip hardly moves.",
+    )
+    positions = io.String.Input(
+        "positions",
+        default="0, -1",
+        tooltip="The frame that each image is, in their order: 0 is the first, -1 the last.",
+    )
+    strengths = io.String.Input(
+        "strengths", default="1", tooltip="How strongly each image holds its frame, 0 to 1; one number is for all."
+    )
+    sides = [side_input(*side) for side in (("left", 128), ("top", 0), ("right", 128), ("bottom", 0))]
+    own = [frames_input(), strength], [frames_input(), positions, strengths], [], [frames_input(), *sides]
+    options = [io.DynamicCombo.Option(mode, inputs) for mode, inputs in zip(MODES, (*own, [frames_input()]))]
+    return io.DynamicCombo.Input(
+        "mode",
+        options=options,
+        tooltip="What is given. image to video: the first frame. key frames: any frames. inpaint: a clip but for the"
+        " mask. outpaint: a clip or a still, on a larger canvas. cinemagraph: a still of which the mask moves.",
+    )
+
+
+class VideoInpaint(io.ComfyNode):
+    """Node that tells a model which pixels of a clip are given, in the way that the model knows."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionVideoInpaint",
+            display_name="Video Inpaint / Cinemagraph",
+            category="stillmotion/conditioning",
+            description="Makes a clip around pixels that are given: from a first frame or any frames, with a hole"
+            " filled, on a larger canvas, or of a still of which a part moves.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model with its motion file."),
+                io.Conditioning.Input("positive", tooltip="The prompt: what the clip shows."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Image.Input(
+                    "image",
+                    tooltip="What is given: a still, the key frames, or a clip. Sides that are no multiples of 8 are"
+                    " padded; Keep Known Pixels cuts the clip to the size that was given.",
+                ),
+                mode_input(),
+                whole_number(
+                    "grow_mask_by", 6, -64, 64, "Pixels by which the mask grows before it is used; below 0 it shrinks."
+                ),
+                whole_number("feathering", 0, 0, 256, "Pixels over which the mask's edge fades, outside of it."),
+                io.Boolean.Input(
+                    "noise_mask",
+                    default=True,
+                    tooltip="The sampler puts known pixels back at every step. Off: the model alone keeps them, which"
+                    " only checkpoints for inpainting do.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where pixels are to be made: one for all frames, one each, or some that are spread"
+                    " over them. Without it the image's alpha is taken, where it has one.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("told_model", display_name="model"),
+                io.Conditioning.Output("told_positive", display_name="positive"),
+                io.Conditioning.Output("told_negative", display_name="negative"),
+                io.Latent.Output("latent"),
+                io.Image.Output("preview", tooltip="What the model is told; what is to be made is hatched."),
+                io.Image.Output("given", tooltip="The frames that were given, for Keep Known Pixels."),
+                io.Mask.Output("made", display_name="mask", tooltip="What is made, for Keep Known Pixels."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, vae, image, mode, grow_mask_by, feathering, noise_mask, mask=None
+    ) -> io.NodeOutput:
+        # here and not above: kornia, for which ComfyUI's start need not wait
+        from ..samplers.conditions import hatched, padded
+        from . import known
+
+        way = known.way_of(model)
+        if way == known.NOISE_MASK and not noise_mask:
+            raise ValueError(
+                "This model has no inpainting channels, so that without noise_mask nothing tells it what is given: turn"
+                " noise_mask on."
+            )
+        given = known.of_mode(mode, image, known.prepared_mask(mask, image, grow_mask_by, feathering))
+        whole = padded(given)
+        if way == known.INPAINTING:
+            positive, negative = known.inpainting_conditions([positive, negative], vae.encode, whole)
+        known.say(cls.hidden.unique_id, known.report(given, mode["mode"], way))
+        latent = known.latent_of(vae, whole, noise_mask)
+        return io.NodeOutput(model, positive, negative, latent, hatched(given), given.frames, known.untold(given))
+
+
+class KeepKnown(io.ComfyNode):
+    """Node that puts known pixels back into a decoded clip."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StillmotionKeepKnownPixels",
+            display_name="Keep Known Pixels",
+            category="stillmotion/conditioning",
+            description="Puts the pixels that were given back into the decoded clip, exactly: what the VAE changed of"
+            " them is undone, and padding is cut off.",
+            inputs=[
+                io.Image.Input("image", tooltip="The decoded clip."),
+                io.Image.Input("given", tooltip="Of Video Inpaint / Cinemagraph."),
+                io.Mask.Input("mask", tooltip="Of Video Inpaint / Cinemagraph."),
+                whole_number(
+                    "feathering", 8, 0, 256, "Pixels over which what was made fades into what was given, outside."
+                ),
+            ],
+            outputs=[io.Image.Output("kept_image", display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, image, given, mask, feathering) -> io.NodeOutput:
+        from .known import kept
+
+        return io.NodeOutput(kept(image, given, mask, feathering))
