@@ -1,4 +1,5 @@
-"""What the clips of a batch are asked to be, by parts of an inflation that can be asked: HiGen's."""
+"""What the clips of a batch are asked to be, by parts of an inflation that can be asked: HiGen's
+and the condition."""
 
 from __future__ import annotations
 
@@ -29,12 +30,14 @@ class Asked:
 
     `prior`: scaled latents of a still, (clips, 4, height, width). `frames`: of a whole clip, 0 where the rows of the
     batch are whole clips. `motion`: factors of its transitions or of its frames, (clips, frames - 1 or frames).
-    `similarity`: of each frame to each other, (clips, frames, frames).
+    `similarity`: of each frame to each other, (clips, frames, frames). `condition`: known pixels C and where they are,
+    M, of all frames, (clips, frames, 5, height, width), see `samplers.conditions`.
     """
 
     prior: Given | None = None
     motion: Given | None = None
     similarity: Given | None = None
+    condition: Given | None = None
     frames: int = 0
 
 

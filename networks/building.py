@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .condition import ConditionStem
 from .config import InflationConfig, Temporal
 from .convolution import FrameConvolution
 from .frame_attention import BlockFrameAttention, zero_init
@@ -39,6 +40,8 @@ def build(config: InflationConfig, structure: Structure, ops) -> Built:
     for site in structure.sites():
         if config.prior and site.kind == "conv_in":
             yield site.name, "prior", site.level, PriorStem(site.width, config.prior.absent, ops)
+        if (condition := config.condition) and site.kind == "conv_in":
+            yield site.name, "condition", site.level, ConditionStem(site.width, condition.mask, condition.blank, ops)
         for kind in kinds_after(site, config.temporal):
             yield site.name, kind, site.level, BLOCKS[kind].build(site, config.temporal, ops)
         if config.resampling and site.kind in ("down", "up"):

@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import get_args
 
 from .asked import Absent
+from .condition import Filling, MaskKind
 from .frame_attention import NormScope
 from .guidance import Order
 from .kinds import BLOCKS
@@ -177,6 +178,21 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """A stem beside the U-Net's first convolution for known pixels: C (4 channels) and M (1).
+
+    `mask`, `blank`: what its channels were trained to see, see `condition.MaskKind` and `condition.Filling`.
+    """
+
+    mask: MaskKind = "known"
+    blank: Filling = "zero"
+
+    def __post_init__(self):
+        _check_choice("mask", self.mask, get_args(MaskKind))
+        _check_choice("blank", self.blank, get_args(Filling))
+
+
+@dataclass(frozen=True)
 class Motion:
     """An embedding of how far each frame is from the next, added to the time embedding.
 
@@ -255,6 +271,7 @@ class InflationConfig:
     motion: Motion | None = None
     appearance: Appearance | None = None
     resampler: Resampler | None = None
+    condition: Condition | None = None
 
     def frames_at(self, level: int, frames: int) -> int:
         """Return how many of a clip's frames there are at a level of the U-Net."""
@@ -296,6 +313,7 @@ PARTS = {
     "motion": Motion,
     "appearance": Appearance,
     "resampler": Resampler,
+    "condition": Condition,
 }
 
 

@@ -96,7 +96,7 @@ class Attached:
     `recurrence` is of the recurrent attention, `mapping` of the mapping network, `temporal` of all others. `levels` are
     further factors at each level of the U-Net, finest first; none: 1. `keyframes` are further factors (frame, factor)
     over the frames of the whole video, linear between, constant before the first and after the last; none: 1. `asked`:
-    what its guidance and its prior are given.
+    what its guidance, its prior and its condition are given.
     """
 
     inflation: Inflation
@@ -183,20 +183,22 @@ def resampled_text(
 def after_layer(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
     """Return activations `(clips * frames, channels, height, width)` after a layer, with what is added there.
 
-    Priors come first. Each temporal block sees the same activations, so that their order does not matter.
+    Priors and conditions come first. Each temporal block sees the same activations, whatever their order.
     """
     attached = tuple(attached)
-    out = x = _with_priors(x, attached, site, clip)
+    out = x = _with_stems(x, attached, site, clip)
     for kind in BLOCKS:
         for a, module in _active(attached, site, kind):
             out = _add(out, module(x, clip.frames), a, site, kind, clip)
     return out
 
 
-def _with_priors(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
+def _with_stems(x: Tensor, attached: Iterable[Attached], site: str, clip: Clip) -> Tensor:
     out = x
     for a, module in _active(attached, site, "prior"):
         out = _add(out, module(x, a.asked.prior, clip.frames, a.whole(clip)), a, site, "prior", clip)
+    for a, module in _active(attached, site, "condition"):
+        out = _add(out, module(x, a.asked.condition, a.whole(clip), clip.indices), a, site, "condition", clip)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .config import Appearance, InflationConfig, Mapping, Motion, Prior, Resampling, Temporal, Tokens
+from .config import Appearance, Condition, InflationConfig, Mapping, Motion, Prior, Resampling, Temporal, Tokens
 from .sites import Structure
 
 FEWEST_FOR_ALL_LEVELS = 32
@@ -51,6 +51,11 @@ def with_harivo(config: InflationConfig, frames: int) -> InflationConfig:
 def with_guidance(config: InflationConfig, frames: int) -> InflationConfig:
     """Add HiGen's spatial prior and both kinds of its guidance."""
     return replace(config, prior=Prior(), motion=Motion(), appearance=Appearance(frames))
+
+
+def with_condition(config: InflationConfig) -> InflationConfig:
+    """Add Lumiere's stem for known pixels."""
+    return replace(config, condition=Condition())
 
 
 Preset = Callable[[Structure, int], InflationConfig]

@@ -55,6 +55,29 @@ class Still:
 
 
 @dataclass(frozen=True, eq=False)
+class Known:
+    """Known pixels of the whole clips of a LATENT: C, scaled, and M, (clips or 1, frames, 5, height, width).
+
+    They do not travel with conditions: each forward takes the frames that its rows are, of all clips in their order.
+    """
+
+    value: Tensor
+    strength: float = 1.0
+
+    def for_rows(self, clips: int) -> Given:
+        """Return them for so many clips: those of a LATENT, once for each condition that is run.
+
+        Raises:
+            ValueError: the LATENT has another number of clips.
+        """
+        own = len(self.value)
+        if clips % own:
+            raise ValueError(f"Pixels are known of {own} clips, and the latent has {clips}; give one for all, or each.")
+        value = self.value if own == 1 else self.value.repeat(clips // own, 1, 1, 1, 1)
+        return Given(value, None if self.strength == 1 else torch.full((len(value),), float(self.strength)))
+
+
+@dataclass(frozen=True, eq=False)
 class Asks:
     """What one motion file is asked for; None: nothing.
 
@@ -62,6 +85,7 @@ class Asks:
     """
 
     still: Still | None = None
+    known: Known | None = None
     motion: Asking | None = None
     look: Asking | None = None
     motion_cfg: bool = False
@@ -107,12 +131,13 @@ def take_carried(options: dict, frames: int) -> Carried:
     return stills, None if mark is None else mark[::frames, 0]
 
 
-def asked_of(asks: Asks, number: int, carried: Carried, whole: int, size: Sequence[int]) -> Asked:
+def asked_of(asks: Asks, number: int, carried: Carried, whole: int, clips: int, size: Sequence[int]) -> Asked:
     """Return what a motion file is asked for in one forward.
 
     Args:
         number: of the motion file among those of the model.
         whole: frames of a whole clip.
+        clips: in this forward, of all conditions together.
         size: height and width of the latents.
     """
     if asks is NO_ASKS:
@@ -127,7 +152,8 @@ def asked_of(asks: Asks, number: int, carried: Carried, whole: int, size: Sequen
         motion = Given(asks.motion.for_frames(whole)[None], conditional if asks.motion_cfg else None)
     if asks.look and whole > 1:
         look = Given(asks.look.for_frames(whole)[None], conditional if asks.look_cfg else None)
-    return Asked(prior, motion, look, whole)
+    condition = asks.known.for_rows(clips) if asks.known else None
+    return Asked(prior, motion, look, condition, whole)
 
 
 def whole_frames(clip: Clip, noted: int) -> int:
@@ -135,8 +161,11 @@ def whole_frames(clip: Clip, noted: int) -> int:
     return max(noted, max(clip.indices) + 1)
 
 
-PARTS = {"still": "prior", "motion": "motion", "look": "appearance"}
+PARTS = {"still": "prior", "known": "condition", "motion": "motion", "look": "appearance"}
 """The part of a motion file that takes what is asked."""
+
+COMMANDS = {"condition": "condition"}
+"""The trainer's command that makes files with a part, where it is not `decouple`."""
 
 
 def asking(model, key: str, node: str, remedy: str = "", **changes):
@@ -171,6 +200,6 @@ def check_part(settings: Sequence, part: str, node: str, remedy: str) -> None:
     if not any(getattr(s.motion.info.config, part) for s in settings):
         has = "; ".join(f"{s.motion.path.name} has {', '.join(s.motion.info.config.to_json())}" for s in settings)
         raise ValueError(
-            f"{node} needs a motion file with the part '{part}', and {has}: load one that `python -m trainer decouple`"
-            f" made{remedy}."
+            f"{node} needs a motion file with the part '{part}', and {has}: load one that `python -m trainer"
+            f" {COMMANDS.get(part, 'decouple')}` made{remedy}."
         )

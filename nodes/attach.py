@@ -178,15 +178,16 @@ def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=N
     run = transformer_options[KEY]
     clip = clip_of(x.shape[0], transformer_options, run.frames)
     name_frames(transformer_options, clip)
-    attached = with_asked(run, clip, kwargs, x.shape[-2:])
+    attached = with_asked(run, clip, kwargs, x.shape)
     executor.original = partial(run_unet, executor.class_obj, attached, clip)
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
-def with_asked(run: Run, clip: Clip, options: dict, size) -> list[Attached]:
+def with_asked(run: Run, clip: Clip, options: dict, shape) -> list[Attached]:
     """Return the inflations of a run with what each is asked for in this forward, some of which is in its options."""
     carried, whole = take_carried(options, clip.frames), whole_frames(clip, run.frames)
-    asked = [asked_of(asks, i, carried, whole, size) for i, asks in enumerate(run.asks)]
+    clips, size = shape[0] // clip.frames, shape[-2:]
+    asked = [asked_of(asks, i, carried, whole, clips, size) for i, asks in enumerate(run.asks)]
     return [a if now is NOTHING else replace(a, asked=now) for a, now in zip(run.attached, asked)]
 
 

@@ -78,7 +78,7 @@ class VideoInpaint(io.ComfyNode):
                     "noise_mask",
                     default=True,
                     tooltip="The sampler puts known pixels back at every step. Off: the model alone keeps them, which"
-                    " only checkpoints for inpainting do.",
+                    " motion files trained for it and checkpoints for inpainting do.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -105,21 +105,23 @@ class VideoInpaint(io.ComfyNode):
     ) -> io.NodeOutput:
         # here and not above: kornia, for which ComfyUI's start need not wait
         from ..samplers.conditions import hatched, padded
-        from . import known
+        from . import inpainting, known
 
-        way = known.way_of(model)
-        if way == known.NOISE_MASK and not noise_mask:
+        way = inpainting.way_of(model)
+        if way == inpainting.NOISE_MASK and not noise_mask:
             raise ValueError(
-                "This model has no inpainting channels, so that without noise_mask nothing tells it what is given: turn"
-                " noise_mask on."
+                "Neither the motion file nor the checkpoint was trained for known pixels, so that without noise_mask"
+                " nothing tells the model what is given: turn noise_mask on."
             )
-        given = known.of_mode(mode, image, known.prepared_mask(mask, image, grow_mask_by, feathering))
+        given = inpainting.of_mode(mode, image, inpainting.prepared_mask(mask, image, grow_mask_by, feathering))
         whole = padded(given)
-        if way == known.INPAINTING:
-            positive, negative = known.inpainting_conditions([positive, negative], vae.encode, whole)
-        known.say(cls.hidden.unique_id, known.report(given, mode["mode"], way))
-        latent = known.latent_of(vae, whole, noise_mask)
-        return io.NodeOutput(model, positive, negative, latent, hatched(given), given.frames, known.untold(given))
+        if way == inpainting.CONDITION:
+            model = known.with_known(model, *known.encoded(model, vae, whole), inpainting.NODE)
+        if way == inpainting.CHECKPOINT:
+            positive, negative = inpainting.told([positive, negative], vae.encode, whole)
+        inpainting.say(cls.hidden.unique_id, inpainting.report(given, mode["mode"], way))
+        latent = inpainting.latent_of(vae, whole, noise_mask)
+        return io.NodeOutput(model, positive, negative, latent, hatched(given), given.frames, inpainting.untold(given))
 
 
 class KeepKnown(io.ComfyNode):
@@ -146,6 +148,6 @@ class KeepKnown(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, given, mask, feathering) -> io.NodeOutput:
-        from .known import kept
+        from .inpainting import kept
 
         return io.NodeOutput(kept(image, given, mask, feathering))

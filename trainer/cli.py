@@ -25,6 +25,7 @@ COMMANDS = {
     "fewshot": Command(options.FewShotOptions, "fewshot", "fewshot"),
     "inflate": Command(options.InflateOptions, "inflate", "inflate"),
     "decouple": Command(options.DecoupleOptions, "decouple", "decouple"),
+    "condition": Command(options.ConditionOptions, "condition", "condition"),
     "convert": Command(options.ConvertOptions, "convert", "convert"),
 }
 

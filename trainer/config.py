@@ -65,7 +65,10 @@ def format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-GROUPS = "options", "data", "model", "decoupling", "spatial weights", "optimization", "memory", "evaluation", "runtime"
+GROUPS = (
+    *("options", "data", "model", "known pixels", "decoupling", "spatial weights"),
+    *("optimization", "memory", "evaluation", "runtime"),
+)
 """In the order in which `--help` shows them."""
 
 SIZE = BeforeValidator(parse_size)

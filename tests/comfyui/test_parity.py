@@ -8,6 +8,7 @@ from stillmotion.networks.asked import NOTHING, Asked, Given
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import (
     Appearance,
+    Condition,
     CrossFrames,
     InflationConfig,
     Mapping,
@@ -43,6 +44,9 @@ CONFIGS = {
     "prior": InflationConfig(prior=Prior()),
     "motion": InflationConfig(motion=Motion()),
     "appearance": InflationConfig(appearance=Appearance(frames=8)),
+    "condition": InflationConfig(condition=Condition()),
+    "condition of an inpainting model": InflationConfig(condition=Condition("generated", "vae_grey")),
+    "condition where frames are halved": InflationConfig(resampling=Resampling((0,)), condition=Condition()),
     "resampler": InflationConfig(resampler=Resampler(tokens=4, width=64)),
     "higen": InflationConfig(
         Temporal(levels=(("convolution", "transformer"),), middle=True),
@@ -60,7 +64,7 @@ CONFIGS = {
     "all": InflationConfig(
         Temporal(levels=(("attention", "convolution", "factorised"), ("stacked", "transformer")), middle=True),
         *(CrossFrames(), Recurrence(), Queries(4), Resampling((0,)), Mapping(), Tokens(frames=5)),
-        *(Prior(), Motion(), Appearance(frames=8), Resampler(tokens=4, width=64)),
+        *(Prior(), Motion(), Appearance(frames=8), Resampler(tokens=4, width=64), Condition()),
     ),
 }
 
@@ -141,13 +145,16 @@ class Patched:
 
 
 def asked_of(frames, size=(6, 10)):
-    """Another still, motion and appearance for each of two clips, the second of which goes without one of them."""
+    """Another still, motion, appearance and known pixels for each of two clips, the second of which goes without one
+    of them."""
+    known = (torch.rand(2, frames, 1, *size) > 0.5).float()
     similarity = 1 - torch.rand(2, frames, frames)
     only_first = torch.tensor([1.0, 0.0])
     return Asked(
         prior=Given(torch.randn(2, 4, *size)),
         motion=Given(torch.randint(0, 1000, (2, max(frames - 1, 1))).float(), only_first),
         similarity=Given((similarity + similarity.mT) / 2),
+        condition=Given(torch.cat([torch.randn(2, frames, 4, *size) * known, known], 2)),
     )
 
 

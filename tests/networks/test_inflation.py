@@ -12,6 +12,7 @@ from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import (
     PARTS,
     Appearance,
+    Condition,
     CrossFrames,
     InflationConfig,
     Mapping,
@@ -114,7 +115,7 @@ def test_a_new_inflation_adds_exactly_nothing(place):
 def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
     """Every part of every site, on its own; tokens alone start with a tenth of their weight, and a resampler of prompts
     is there trained or not at all."""
-    everything = replace(EVERY_KIND, prior=Prior(), motion=Motion(), appearance=Appearance(3))
+    everything = replace(EVERY_KIND, prior=Prior(), motion=Motion(), appearance=Appearance(3), condition=Condition())
     made, tried = Inflation(everything, SLIM).to(dtype), set()
     widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)}
     widths |= {"sample": 4, "time": 128}
@@ -138,6 +139,9 @@ def part_alone(part, module, width, dtype):
     if part == "prior":
         still = Given(torch.randn(2, 4, 5, 1, dtype=dtype))
         return module(x.mT.unflatten(2, (5, 1)), still, CLIP.frames, CLIP.frames)
+    if part == "condition":
+        known = Given(torch.randn(2, CLIP.frames, 5, 5, 1, dtype=dtype))
+        return module(x.mT.unflatten(2, (5, 1)), known, CLIP.frames, CLIP.indices)
     if part in ("motion", "appearance"):
         asked = Given(torch.rand(2, *[CLIP.frames] * (1 if part == "motion" else 2)))
         return module(asked, CLIP.frames, CLIP.indices, x)

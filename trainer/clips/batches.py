@@ -62,7 +62,8 @@ class Plan:
 class Batch:
     """Rows `(clips * frames, ...)`, the frames of a clip adjacent: clean `latents`, `noise`, `timesteps` and `text`.
 
-    `seeds`: of each clip, for what a loss draws. `features`: (clips * frames, width), where a run wants them.
+    `seeds`: of each clip, for what a loss draws. Where a run wants them: `features`, (clips * frames, width), and
+    `condition`, known pixels and where they are, (clips * frames, 5, height, width).
     """
 
     latents: Tensor
@@ -72,13 +73,15 @@ class Batch:
     frames: int
     seeds: tuple[int, ...] = (0,)
     features: Tensor | None = None
+    condition: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        features = None if self.features is None else self.features.to(device)
-        return replace(self, **{name: getattr(self, name).to(device) for name in ROWS}, features=features)
+        there = {name: value for name in (*ROWS, *OPTIONAL) if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value.to(device) for name, value in there.items()})
 
 
 ROWS = "latents", "noise", "timesteps", "text"
+OPTIONAL = "features", "condition"
 
 
 def generator_for(*key) -> torch.Generator:

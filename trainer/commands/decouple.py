@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 
+from ...networks.presets import with_condition
 from ..base.features import LATENT, feature_model
 from ..base.host import structure_of
 from ..clips.factors import factors_of, spread, told, warn_of_spread
@@ -14,6 +15,7 @@ from ..clips.shards import shards_of
 from ..losses.decoupling import Decoupling, measured
 from ..options import DecoupleOptions
 from ..run.architecture import check_frames, decoupled, inflation_config
+from ..run.known_tasks import with_tasks
 from ..run.run import plan_of, train_and_export
 from ..run.session import begin, load_image_model
 from ..run.training_set import Pictures, TrainingSet, looked_at, streamed_clips
@@ -39,11 +41,14 @@ def decouple(options: DecoupleOptions, decoupling: Decoupling | None = None) -> 
     structure = structure_of(base.unet)
     features = look.name if look else str(LATENT)
     config = decoupled(inflation_config(options, options.frames, structure), options, features)
+    config = with_condition(config) if options.condition else config
     start = starting_inflation(options, config, structure, options.seed)
     check_frames(options, start.config, structure)
     clips = streamed_clips(session, shards, reports, base, pictures=stills, look=look, most_measured=MEASURED)
+    clips = with_factors(clips, options)
+    clips = with_tasks(session, clips, options.shares, base.vae) if options.condition else clips
     plan = plan_of(session, base, schedule=options.schedule, offset_noise=options.offset_noise)
-    train_and_export(session, base, with_factors(clips, options), start, plan, decoupling or decoupling_of(options))
+    train_and_export(session, base, clips, start, plan, decoupling or decoupling_of(options))
 
 
 def decoupling_of(options: DecoupleOptions) -> Decoupling:

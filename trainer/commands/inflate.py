@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ...networks.presets import with_condition
 from ..base.host import structure_of
 from ..clips.shards import shards_of
 from ..options import InflateOptions
 from ..run.architecture import check_frames, inflation_config
+from ..run.known_tasks import with_tasks
 from ..run.run import plan_of, train_and_export
 from ..run.session import begin, load_image_model
 from ..run.training_set import looked_at, streamed_clips
@@ -20,7 +22,9 @@ def inflate(options: InflateOptions) -> None:
     base = load_image_model(options.base)
     structure = structure_of(base.unet)
     config = inflation_config(options, options.frames, structure)
+    config = with_condition(config) if options.condition else config
     start = starting_inflation(options, config, structure, options.seed)
     check_frames(options, start.config, structure)
     clips = streamed_clips(session, shards, reports, base)
+    clips = with_tasks(session, clips, options.shares, base.vae) if options.condition else clips
     train_and_export(session, base, clips, start, plan_of(session, base, schedule=options.schedule))

@@ -4,13 +4,13 @@ the loss of a batch, so that several processes compute it as one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ...networks.asked import NOTHING, Asked
+from ...networks.asked import NOTHING, Asked, Given
 from ...networks.clip import Clip
 from ...networks.inflation import Attached, Inflation
 from ...networks.tokens import clip_prompts
@@ -101,7 +101,7 @@ class Objective(nn.Module):
             return self._of_pictures(batch)
         terms = [term for term in self.terms if step % term.every == 0]
         watching = [term for term in terms if term.penalty]
-        asked = self.decoupling.with_dropout(batch) if self.decoupling else NOTHING
+        asked = with_condition(self.decoupling.with_dropout(batch) if self.decoupling else NOTHING, batch)
         seen = self._observe(batch, [Attached(self.inflation, asked=asked)], watching)
         total = simple = simple_loss(seen.prediction, batch, self.plan).mean()
         parts, kept = {"simple": simple.detach()} if self.terms or self.network.spatial else {}, {}
@@ -148,7 +148,7 @@ class Objective(nn.Module):
 
     def asked(self, batch: Batch) -> Asked:
         """Return what a batch is asked to be, nothing dropped."""
-        return self.decoupling.measure(batch) if self.decoupling else NOTHING
+        return with_condition(self.decoupling.measure(batch) if self.decoupling else NOTHING, batch)
 
     @property
     def everys(self) -> list[int]:
@@ -172,3 +172,10 @@ class Objective(nn.Module):
 
     def _stateful(self) -> list[Term]:
         return [term for term in self.terms if isinstance(term.function, Stateful)]
+
+
+def with_condition(asked: Asked, batch: Batch) -> Asked:
+    """Return what a batch is asked to be, with its known pixels."""
+    if batch.condition is None:
+        return asked
+    return replace(asked, condition=Given(batch.condition.unflatten(0, (-1, batch.frames))))

@@ -13,15 +13,17 @@ from .common import (
     RuntimeOptions,
     TrainOptions,
 )
+from .condition import ConditionOptions
 from .decouple import DecoupleOptions, DecouplingOptions, SpatialOptions
 from .few_shot import FewShotOptions
-from .inflate import InflateOptions, InflationOptions, LossOptions
+from .inflate import InflateOptions, InflationOptions, LossOptions, TaskOptions, VideoOptions
 from .other import CheckOptions, ConvertOptions, DemoOptions, ToyOptions
 
 __all__ = [
     "BaseOptions",
     "CheckOptions",
     "ClipOptions",
+    "ConditionOptions",
     "ConvertOptions",
     "DecoupleOptions",
     "DecouplingOptions",
@@ -35,6 +37,8 @@ __all__ = [
     "OptimizationOptions",
     "RuntimeOptions",
     "SpatialOptions",
+    "TaskOptions",
     "ToyOptions",
     "TrainOptions",
+    "VideoOptions",
 ]

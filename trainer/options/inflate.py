@@ -124,13 +124,36 @@ HARIVO: dict[str, Any] = {
 """How HARIVO trains and samples (Kwon et al. 2024, arXiv 2410.07763)."""
 
 
-class InflateOptions(LossOptions, InflationOptions, TrainOptions):
-    """Make a video model of an image model: learn motion in general from a set of captioned clips of any size.
+Share = Annotated[float, Field(ge=0, le=1)]
 
-    The set is a folder of clips, a table of them (.csv, .jsonl), or webdataset shards ("shards/{000..123}.tar"). The
-    image model stays as it is. Writes one folder, as `fewshot` does. Files in trainer/presets fit GPUs of 8, 16, 24 and
-    80 GB: --config trainer/presets/inflate-24gb.toml.
-    """
+
+class TaskOptions(Options):
+    """In which tasks clips are seen; the shares count relative to their sum."""
+
+    group: ClassVar[str] = "known pixels"
+
+    text_to_video: Annotated[Share, Field(description="share of clips of which no pixel is known")] = 0.2
+    image_to_video: Annotated[Share, Field(description="share of clips whose first frame is known")] = 0.3
+    key_frames: Annotated[Share, Field(description="share with one to four known frames, drawn at random")] = 0.1
+    inpaint: Annotated[Share, Field(description="share with a hole: a rectangle or brush stroke that drifts")] = 0.2
+    outpaint: Annotated[Share, Field(description="share with unknown borders on one to four sides")] = 0.1
+    cinemagraph: Annotated[
+        Share, Field(description="share of clips that are made to stand still around a region, and are known there")
+    ] = 0.1
+
+    @model_validator(mode="after")
+    def something_is_known(self):
+        if not any(share for name, share in self.shares.items() if name != "text_to_video"):
+            raise ValueError("in no task a pixel is known: give --image-to-video or another one a share above 0")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in TaskOptions.model_fields}
+
+
+class VideoOptions(TaskOptions, LossOptions, InflationOptions, TrainOptions):
+    """Options of all commands that learn from a set of clips of any size."""
 
     group: ClassVar[str] = "model"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -159,3 +182,22 @@ class InflateOptions(LossOptions, InflationOptions, TrainOptions):
     def preset_gives_defaults(cls, values):
         """Fill in a preset's numbers where nothing else was said."""
         return {**cls.presets.get(values.get("preset"), {}), **values} if isinstance(values, dict) else values
+
+
+class ConditionOption(Options):
+    group: ClassVar[str] = "known pixels"
+
+    condition: Annotated[
+        bool, Field(description="teach known pixels in the same run, as `condition` does, in the tasks below")
+    ] = False
+
+
+class InflateOptions(VideoOptions, ConditionOption):
+    """Make a video model of an image model: learn motion in general from a set of captioned clips of any size.
+
+    The set is a folder of clips, a table of them (.csv, .jsonl), or webdataset shards ("shards/{000..123}.tar"). The
+    image model stays as it is. Writes one folder, as `fewshot` does. Files in trainer/presets fit GPUs of 8, 16, 24 and
+    80 GB: --config trainer/presets/inflate-24gb.toml.
+    """
+
+    group: ClassVar[str] = "model"

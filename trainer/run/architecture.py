@@ -9,7 +9,7 @@ from ...networks.kinds import idle_kinds
 from ...networks.presets import PRESETS
 from ...networks.sites import Structure
 from ..losses.contrastive import check_middle
-from ..options import DecoupleOptions, InflateOptions, InflationOptions
+from ..options import DecoupleOptions, InflationOptions, VideoOptions
 
 TEMPORAL = {
     "levels": "blocks",
@@ -106,7 +106,7 @@ def tokens(preset: Tokens | None, options: InflationOptions, frames: int) -> Tok
     return replace(preset or Tokens(frames), **given) if wanted else None
 
 
-def check_frames(options: InflateOptions, config: InflationConfig, structure: Structure) -> None:
+def check_frames(options: VideoOptions, config: InflationConfig, structure: Structure) -> None:
     """Raise ValueError where too few frames are left at a level for what learns there.
 
     Blocks that idle on one frame would get no gradients, which other processes wait for.

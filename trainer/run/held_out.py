@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from ...samplers.schedules import TIMESTEPS
 from ..clips.batches import Batch, Plan, TrainingClip, generator_for, rows
 from ..clips.cache import training_window
+from ..clips.known import Known, as_it_is
 from ..losses.denoising import batch_loss
 from .loop import Training
 
@@ -37,16 +39,17 @@ def fixed_batches(plan: Plan, clips: Sequence[TrainingClip]) -> Iterator[Batch]:
         latents = training_window(clip.latents, plan.frames, plan.cells, random)
         for level in range(LEVELS):
             timestep = torch.tensor(TIMESTEPS * (2 * level + 1) // (2 * LEVELS))
-            yield rows(latents, torch.randn(latents.shape, generator=random), timestep, clip.text)
+            batch = rows(latents, torch.randn(latents.shape, generator=random), timestep, clip.text)
+            yield replace(batch, seeds=(LEVELS * number + level,))
 
 
 @torch.no_grad()
-def fixed_noise_loss(training: Training, clips: Sequence[TrainingClip]) -> float:
-    """Return the mean loss over clips and levels."""
+def fixed_noise_loss(training: Training, clips: Sequence[TrainingClip], known: Known = as_it_is) -> float:
+    """Return the mean loss over clips and levels; what is `known` of a clip is the same every time."""
     accelerator, predict = training.accelerator, training.objective.predict
     losses = []
     with accelerator.autocast():
         for batch in fixed_batches(training.plan, clips):
-            batch = batch.to(accelerator.device)
+            batch = known(batch).to(accelerator.device)
             losses.append(batch_loss(predict, batch, training.plan, training.objective.asked(batch)))
     return torch.cat(losses).mean().item()

@@ -14,12 +14,13 @@ from ...samplers.factors import mean_frame_difference
 from ...samplers.mitigating_gradient import Mitigation
 from ..base.load import Autoencoder
 from ..clips.batches import Plan, TrainingClip
+from ..clips.known import Known, as_it_is
 from ..options import TrainOptions
 from .checkpoints import keep_latest, save_state, saved_states, state_of
 from .export import ema_weights, exported_weights, write_and_open
 from .held_out import fixed_noise_loss
 from .loop import StepReport, Training
-from .previews import Preview, decode_clip, sample_preview, side_by_side, write_preview
+from .previews import Preview, below_each_other, decode_clip, sample_preview, sample_tasks, side_by_side, write_preview
 from .runlog import RunLog
 from .sample import Sampling
 
@@ -41,6 +42,7 @@ class Milestones:
     measured: Sequence[TrainingClip]
     preview: Preview
     vae: Autoencoder
+    known: Known = as_it_is
 
     @property
     def name(self) -> str:
@@ -65,21 +67,31 @@ class Milestones:
     def measure(self) -> None:
         """Log the fixed-noise loss of the weights that would be exported now."""
         with ema_weights(self.training):
-            loss = fixed_noise_loss(self.training, self.measured)
+            loss = fixed_noise_loss(self.training, self.measured, self.known)
         name = "held_out_loss" if self.options.held_out else "training_fixed_noise_loss"
         self.run_log.numbers(self.training.step, **{name: loss})
         log.info("step %d: %s %.5f", self.training.step, name.replace("_", " "), loss)
 
     def show(self) -> None:
         """Write a preview and log how much its frames differ from one another."""
-        latents = sample_preview(self.training, self.preview, sampling_of(self.options, self.training.plan))
+        how = sampling_of(self.options, self.training.plan)
+        latents, tasks = (sample(self.training, self.preview, how) for sample in (sample_preview, sample_tasks))
         if not self.training.accelerator.is_main_process:
             return
         step = self.training.step
         self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents[-1]))
-        label = f"step {step}\n{self.preview.label}"
-        frames = side_by_side([decode_clip(self.vae, clip) for clip in latents])
-        write_preview(self.options.output / "previews", f"step-{step:06d}", label, frames, self.options.fps)
+        label, name, folder = f"step {step}\n{self.preview.label}", f"step-{step:06d}", self.options.output / "previews"
+        made = [decode_clip(self.vae, clip) for clip in latents]
+        write_preview(folder, name, label, side_by_side(made), self.options.fps)
+        self.show_tasks(folder, f"{name}-known", label, tasks)
+
+    def show_tasks(self, folder: Path, name: str, label: str, latents: Sequence[torch.Tensor]) -> None:
+        """Write a row for each task: what is known, and the clip that is made of it."""
+        tasks = self.preview.tasks
+        if tasks:
+            rows = [side_by_side([task.shown, decode_clip(self.vae, clip)]) for task, clip in zip(tasks, latents)]
+            label = f"{label}\n{', '.join(task.name for task in tasks)}"
+            write_preview(folder, name, label, below_each_other(rows), self.options.fps)
 
     def save(self) -> None:
         """Write the state to resume from and the motion file as it is now, then delete what is too old."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...networks.asked import Asked, Given
 from ..base.load import Autoencoder, decode_latents
 from ..clips.batches import TrainingClip
 from ..clips.cache import training_window
@@ -20,13 +23,23 @@ from .sample import Sampling, sample_clip, starting_noise
 from .two_passes import asked_for, sample_passes
 
 
+class KnownClip(NamedTuple):
+    """A clip of which something is known: the task's name, C and M, (1, frames, 5, height, width), and the known pixels
+    on grey, uint8 (frames, height, width, 3)."""
+
+    name: str
+    condition: Tensor
+    shown: np.ndarray
+
+
 @dataclass(frozen=True)
 class Preview:
     """The prompt of a preview; always the same noise, so that previews of different steps compare.
 
     `text`, `no_caption`: the embedded caption, and the embedded empty one, (tokens, width). `first`: latents of the
     first frame, (4, height, width), where training gives it clean; None where it is sampled. `motions`, `appearance`:
-    of clips of a still that the image model makes first, HiGen's two passes; none: one clip, of noise alone.
+    of clips of a still that the image model makes first, HiGen's two passes; none: one clip, of noise alone. `tasks`:
+    clips of known pixels, each in a row of a picture of their own.
     """
 
     caption: str
@@ -35,6 +48,7 @@ class Preview:
     first: Tensor | None = None
     motions: tuple[float, ...] = ()
     appearance: float = 0.0
+    tasks: tuple[KnownClip, ...] = ()
 
     @property
     def label(self) -> str:
@@ -67,6 +81,24 @@ def sample_preview(training: Training, preview: Preview, how: Sampling) -> list[
             progress=accelerator.is_main_process,
         )
     return [clip]
+
+
+def sample_tasks(training: Training, preview: Preview, how: Sampling) -> list[Tensor]:
+    """Return the latents of a clip for each task of known pixels, all of the same noise."""
+    accelerator, plan = training.accelerator, training.plan
+    noise = starting_noise(plan.seed, plan.frames, plan.cells).to(accelerator.device)
+    with ema_weights(training), accelerator.autocast():
+        models = [
+            partial(training.objective.predict, asked=Asked(condition=Given(task.condition.to(noise))))
+            for task in preview.tasks
+        ]
+        text = preview.text, preview.no_caption
+        return [sample_clip(model, *text, noise, how, progress=accelerator.is_main_process) for model in models]
+
+
+def below_each_other(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Return frames of several clips of one length, one below the other."""
+    return np.concatenate(clips, axis=1)
 
 
 def side_by_side(clips: Sequence[np.ndarray]) -> np.ndarray:

@@ -80,7 +80,9 @@ def train_and_export(
         write_record(options, clips.reports)
     run_log = start_log(options, training, clips.names, clips.held_out)
     info = motion_info(options, training, clips.captions, clips.factors)
-    milestones = Milestones(training, options, run_log, info, facts, clips.measured, clips.preview, base.vae)
+    milestones = Milestones(
+        training, options, run_log, info, facts, clips.measured, clips.preview, base.vae, clips.known
+    )
     run(options, training, clips.batches(plan, options.batch_size), milestones, start, clips.position)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ..clips.batches import (
 from ..clips.cache import caption_embedding, clip_features, clip_latents, weights_hash
 from ..clips.find import ClipFormat, Source
 from ..clips.inspect import ClipReport, table, usable_clips
+from ..clips.known import Known, as_it_is
 from ..clips.pictures import picture_latents
 from ..clips.shards import Shard, set_hash
 from ..clips.stream import ClipStream, Loader, first_usable, peek
@@ -110,7 +111,8 @@ class TrainingSet:
     that were looked at. `measured`: clips of the fixed-noise loss; `held_out`: names of those that are not trained on.
     `content`: a hash that tells whether a resumed run learns from the same. `batches`: makes the source of a plan's
     micro-batches of so many clips. `first`: the first clips of a large set; `factors`: what the motion file says of
-    their motion and appearance. `position`, `skip_to`: how far this process is in its streams, where there are any.
+    their motion and appearance. `known`: gives each batch what is known of its clips. `position`, `skip_to`: how far
+    this process is in its streams, where there are any.
     """
 
     names: list[str]
@@ -123,12 +125,23 @@ class TrainingSet:
     batches: Callable[[Plan, int], BatchSource]
     first: list[TrainingClip] = field(default_factory=list)
     factors: dict[str, list[float]] = field(default_factory=dict)
+    known: Known = as_it_is
     position: Callable[[], tuple[int, ...]] = tuple
     skip_to: Callable[[tuple[int, ...]], None] = lambda position: None
 
     def first_batch(self, plan: Plan, size: int) -> Batch:
         """Return a micro-batch like those of training, without taking one from a stream."""
-        return batch_for(plan, self.measured, self.preview.no_caption, size, 1, 0)
+        return self.known(batch_for(plan, self.measured, self.preview.no_caption, size, 1, 0))
+
+
+def with_known(clips: TrainingSet, known: Known) -> TrainingSet:
+    """Return a set whose batches say what is known of their clips."""
+
+    def batches(plan: Plan, size: int) -> BatchSource:
+        source = clips.batches(plan, size)
+        return lambda step, number: known(source(step, number))
+
+    return replace(clips, batches=batches, known=known)
 
 
 def encoder_for(session: Session, base: Base, look: FeatureModel | None = None) -> Encoder:

@@ -21,15 +21,11 @@ NEAR = 6 / 255  # what the file's compression changes
 def files(models, motion):
     """A motion file, two pictures of smooth colours, one with a painted half, a clip and a mask."""
     motion("models/stillmotion/motion.safetensors", InflationConfig(temporal=Temporal()))
-    for name, alpha in (("example.png", None), ("painted.png", 128)):
-        ramp(0).save(models / "input" / name)
-        if alpha is not None:
-            picture = ramp(0).convert("RGBA")
-            picture.putalpha(Image.linear_gradient("L").resize((SIZE, SIZE)).point(lambda v: 255 * (v < alpha)))
-            picture.save(models / "input" / name)
-    Image.linear_gradient("L").resize((SIZE, SIZE)).point(lambda v: 255 * (v >= 128)).convert("RGB").save(
-        models / "input/mask.png"
-    )
+    lower_half = Image.linear_gradient("L").resize((SIZE, SIZE)).point(lambda value: 255 * (value >= 128))
+    painted = ramp(0).convert("RGBA")
+    painted.putalpha(lower_half.point(lambda value: 255 - value))
+    for name, picture in ("example", ramp(0)), ("painted", painted), ("mask", lower_half.convert("RGB")):
+        picture.save(models / f"input/{name}.png")
     with av.open(str(models / "input/clip.mp4"), "w") as file:
         stream = file.add_stream("mpeg4", rate=Fraction(8))
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = SIZE, SIZE, "yuv420p", 4_000_000

@@ -200,7 +200,7 @@ def test_an_inpainting_checkpoint_is_told_in_its_own_channels(ask, inpainting_mo
         (picture(2), IMAGE_TO_VIDEO, {}, "has 2 images, and 'image to video' takes one"),
         (picture(2), {"name": "cinemagraph", "frames": 4}, {"mask": right_half()}, "has 2 images"),
         (picture(), {"name": "inpaint"}, {}, "has no mask, and 'inpaint' needs one"),
-        (picture(), IMAGE_TO_VIDEO, {"noise_mask": False}, "no inpainting channels"),
+        (picture(), IMAGE_TO_VIDEO, {"noise_mask": False}, "Neither the motion file nor the checkpoint"),
         (picture(2), {"name": "key frames", "frames": 4, "positions": "0, 4", "strengths": "1"}, {}, "at 4"),
         (picture(2), {"name": "key frames", "frames": 4, "positions": "0, x", "strengths": "1"}, {}, "has 'x'"),
         (picture(2), {"name": "key frames", "frames": 4, "positions": "0, -1", "strengths": "2"}, {}, "has '2'"),
@@ -220,3 +220,19 @@ def test_a_video_model_is_sent_to_the_hosts_own_nodes(ask, wan):
 def test_a_clip_of_another_length_is_not_put_together(keep):
     with pytest.raises(ValueError, match="The clip is 3 frames of 48 x 32, what was given 4 frames"):
         keep(picture(3), picture(4), right_half(), 0)
+
+
+def test_a_motion_file_that_knows_conditions_is_told_by_its_stem_and_not_by_the_mask(ask, video):
+    """With and without what it was told the clip differs; the unconditional branch is told the same."""
+    from stillmotion.networks.config import Condition, CrossFrames, InflationConfig
+
+    model = video(InflationConfig(frame_attention=CrossFrames(), condition=Condition()))
+    out = ask(model, picture(), {**IMAGE_TO_VIDEO}, noise_mask=False)
+    (settings,) = out[0].get_attachment("stillmotion")
+    c, m = settings.asks.known.value[0].split((4, 1), dim=1)
+    scale = model.get_model_object("latent_format").scale_factor
+    torch.testing.assert_close(c[0], scale * CellMeans().encode(picture())[0])
+    assert m.flatten(1).mean(1).tolist() == [1, 0, 0, 0] and not c[1:].any()
+    assert out[1] is CONDITIONING and "noise_mask" not in out[3]
+    apart = (sample(*out[:3], out[3]) - sample(model, *out[1:3], out[3])).abs().mean((1, 2, 3))
+    assert (apart > 1e-3).all()
