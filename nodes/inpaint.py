@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .compat import io
+from .windowing import looped
+from .windows import loop_input
 
 MODES = "image to video", "key frames", "inpaint", "outpaint", "cinemagraph"
 
@@ -80,6 +82,7 @@ class VideoInpaint(io.ComfyNode):
                     tooltip="The sampler puts known pixels back at every step. Off: the model alone keeps them, which"
                     " motion files trained for it and checkpoints for inpainting do.",
                 ),
+                loop_input(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -101,7 +104,7 @@ class VideoInpaint(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, vae, image, mode, grow_mask_by, feathering, noise_mask, mask=None
+        cls, model, positive, negative, vae, image, mode, grow_mask_by, feathering, noise_mask, loop=False, mask=None
     ) -> io.NodeOutput:
         # here and not above: kornia, for which ComfyUI's start need not wait
         from ..samplers.conditions import hatched, padded
@@ -120,6 +123,7 @@ class VideoInpaint(io.ComfyNode):
         if way == inpainting.CHECKPOINT:
             positive, negative = inpainting.told([positive, negative], vae.encode, whole)
         inpainting.say(cls.hidden.unique_id, inpainting.report(given, mode["mode"], way))
+        model = looped(model, len(given.known)) if loop else model
         latent = inpainting.latent_of(vae, whole, noise_mask)
         return io.NodeOutput(model, positive, negative, latent, hatched(given), given.frames, inpainting.untold(given))
 

@@ -29,28 +29,40 @@ import torch
 from comfy import context_windows as core
 from comfy.patcher_extension import WrappersMP
 
-from ..samplers.windows import FUSES, check_windows, fuse_in, whole_window, window_count, windows_of
+from ..samplers.windows import FUSES, check_windows, fuse_in, turn, whole_window, window_count, windows_of
 from . import settings
 
 KEY = "stillmotion_windows"
 log = logging.getLogger("stillmotion")
 
 
-def sampled_on_windows(model, window: int, overlap: int, fuse: str):
+def sampled_on_windows(model, window: int, overlap: int, fuse: str, loop: bool = False):
     """Return a clone of MODEL that sees `window` frames at a time; windows that were set before are replaced.
+
+    Args:
+        loop: the last frame leads into the first; so it is too where MODEL was already to loop.
 
     Raises:
         ValueError: see `check_windows`.
     """
     check_windows(window, overlap)
-    model = model.clone()
-    model.model_options["context_handler"] = WindowHandler(window, overlap, fuse)
+    before, model = model.model_options.get("context_handler"), model.clone()
+    loop = loop or isinstance(before, WindowHandler) and before.loop
+    model.model_options["context_handler"] = WindowHandler(window, overlap, fuse, loop)
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
         # the first, so that what others add to the memory estimate is added to that of a window
         others = model.wrappers.get(WrappersMP.PREPARE_SAMPLING, {})
         model.wrappers[WrappersMP.PREPARE_SAMPLING] = {KEY: [prepare_sampling], **others}
     return model
+
+
+def looped(model, frames: int):
+    """Return a clone of MODEL whose clips lead from their last frame into their first, on its windows if it has any."""
+    handler = model.model_options.get("context_handler")
+    if isinstance(handler, WindowHandler):
+        return sampled_on_windows(model, handler.context_length, handler.context_overlap, handler.fuse, loop=True)
+    return sampled_on_windows(model, frames, 0, "flat", loop=True)
 
 
 def frame_axis(shape) -> int:
@@ -79,6 +91,7 @@ def outer_sample(executor, noise, *args, **kwargs):
     if isinstance(handler, WindowHandler):
         frames = noise.shape[frame_axis(noise.shape)]
         settings.check_rank(model, noise.shape)
+        check_loop(handler.loop, noise.shape)
         check_one_clip(model, frames)
         count = window_count(frames, handler.context_length, handler.context_overlap)
         log.info("Temporal Windows: %d frames in %d windows.", frames, count)
@@ -93,6 +106,15 @@ def check_one_clip(model, frames: int) -> None:
         raise ValueError(
             f"Temporal Windows work on one clip at a time; here are {frames} frames in clips of {asked}: set"
             " frames_per_clip of the STUNet Loader to 0, or give one clip alone."
+        )
+
+
+def check_loop(loop: bool, shape) -> None:
+    """Raise ValueError where a video model is to loop: the first frame of its latents is one of pixels, not several."""
+    if loop and len(shape) == 5:
+        raise ValueError(
+            "loop is for image models with a motion file: a video model's first latent holds a frame of its own, to"
+            " which no last one leads. Turn loop off."
         )
 
 
@@ -118,41 +140,44 @@ def prepare_sampling(executor, model, noise_shape, *args, **kwargs):
 class WindowHandler(core.IndexListContextHandler):
     """Context handler of a MODEL: length, overlap and weights of its windows; holds no state of a run."""
 
-    def __init__(self, window: int, overlap: int, fuse: str):
+    def __init__(self, window: int, overlap: int, fuse: str, loop: bool = False):
         super().__init__(context_schedule=None, fuse_method=None, context_length=window, context_overlap=overlap)
-        self.weights = FUSES[fuse]
+        self.fuse, self.weights, self.loop = fuse, FUSES[fuse], loop
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
-        return x_in.size(frame_axis(x_in.shape)) > self.context_length
+        frames = x_in.size(frame_axis(x_in.shape))
+        return frames > self.context_length or self.loop and frames > 1
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
         """Return the prediction of each condition for the whole clip, fused from those for its windows."""
         step = copy.copy(self)
         step.dim, step._model = frame_axis(x_in.shape), model
         frames = x_in.size(step.dim)
+        first = turn(step_number(timestep, model_options), frames) if self.loop else 0
         means, totals = [torch.zeros_like(x_in) for _ in conds], [[0.0] * frames for _ in conds]
         for window in windows_of(frames, self.context_length, self.context_overlap):
             comfy.model_management.throw_exception_if_processing_interrupted()
             shown = range(max(0, window.start - frames_before(step.dim)), window.stop)
+            shown = [(first + frame) % frames for frame in shown]
             inputs = step._inputs(shown, conds, x_in, timestep, model_options)
             weights = self.weights(window, frames, self.context_overlap)
             for mean, total, prediction in zip(means, totals, calc_cond_batch(model, *inputs)):
                 prediction = prediction.narrow(step.dim, len(shown) - len(window), len(window))
                 fuse_in(mean, total, prediction, window, weights, step.dim)
-        return means
+        return [mean.roll(first, step.dim) for mean in means] if first else means
 
-    def _inputs(self, window: range, conds, x_in, timestep, model_options):
+    def _inputs(self, window: list[int], conds, x_in, timestep, model_options):
         """Return the arguments of `calc_cond_batch` for these frames."""
         frames, told = x_in.size(self.dim), {}
-        told["context_window"] = core.IndexListContextWindow(list(window), dim=self.dim, total_frames=frames)
+        told["context_window"] = core.IndexListContextWindow(window, dim=self.dim, total_frames=frames)
         if self.dim == 0:
             # how packs that bring per-frame data look up which frames they are given
-            told["ad_params"] = {"full_length": frames, "context_length": len(window), "sub_idxs": list(window)}
-            timestep = timestep[window.start : window.stop]
+            told["ad_params"] = {"full_length": frames, "context_length": len(window), "sub_idxs": window}
+            timestep = timestep[window]
         options = {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), **told}}
         stand_ins = {}
         conds = [cond and [self._cut(c, told["context_window"], x_in, stand_ins) for c in cond] for cond in conds]
-        return conds, x_in.narrow(self.dim, window.start, len(window)), timestep, options
+        return conds, x_in.index_select(self.dim, torch.tensor(window, device=x_in.device)), timestep, options
 
     def _cut(self, cond: dict, window, x_in, stand_ins: dict) -> dict:
         """Return a condition for the frames of a window."""
@@ -168,6 +193,12 @@ class WindowHandler(core.IndexListContextHandler):
             only = [{"model_conds": cond["model_conds"]}]
             cut["model_conds"] = self.get_resized_cond(only, x_in, window)[0]["model_conds"]
         return cut
+
+
+def step_number(timestep, model_options: dict) -> int:
+    """Return how many steps of a run are behind it, 0 at first: the noise levels above that of this forward."""
+    levels = model_options.get("transformer_options", {}).get("sample_sigmas")
+    return 0 if levels is None else int((levels.to(timestep) > timestep.max() * (1 + 1e-4)).sum())
 
 
 def cut_rows(value, indices: list[int], name: str):

@@ -35,6 +35,17 @@ def window_inputs():
     ]
 
 
+def loop_input():
+    """Return the input loop, which came later than the others: graphs without it open as they were."""
+    return io.Boolean.Input(
+        "loop",
+        default=False,
+        optional=True,
+        tooltip="The last frame leads into the first, for clips that are played over and over: every step begins with"
+        " another frame, so that no cut stays in one place.",
+    )
+
+
 class TemporalWindows(io.ComfyNode):
     """Node that samples a clip too long for the model, or for the VRAM, on overlapping context windows."""
 
@@ -49,10 +60,11 @@ class TemporalWindows(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="An image model with a motion file on it, or a video model."),
                 *window_inputs(),
+                loop_input(),
             ],
             outputs=[io.Model.Output("windowed_model", display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, window, overlap, fuse) -> io.NodeOutput:
-        return io.NodeOutput(sampled_on_windows(model, window, overlap, fuse))
+    def execute(cls, model, window, overlap, fuse, loop=False) -> io.NodeOutput:
+        return io.NodeOutput(sampled_on_windows(model, window, overlap, fuse, loop))

@@ -56,6 +56,18 @@ def windows_of(frames: int, window: int, overlap: int) -> list[range]:
     return [range(start, start + window) for start in starts]
 
 
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def turn(step: int, frames: int) -> int:
+    """Return the frame with which a clip that loops begins at a step: 0 at first, then as far apart as can be.
+
+    A clip that is run as it lies is cut between its last frame and its first. Where each step cuts it at another place,
+    none stays.
+    """
+    return round(step * GOLDEN * frames) % frames
+
+
 def coverage(frames: int, windows: Sequence[range]) -> list[int]:
     """Count the windows that each frame is in."""
     return [sum(frame in window for window in windows) for frame in range(frames)]

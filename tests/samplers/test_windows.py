@@ -4,7 +4,16 @@ import math
 
 import pytest
 import torch
-from stillmotion.samplers.windows import FUSES, check_windows, coverage, fuse, whole_window, window_count, windows_of
+from stillmotion.samplers.windows import (
+    FUSES,
+    check_windows,
+    coverage,
+    fuse,
+    turn,
+    whole_window,
+    window_count,
+    windows_of,
+)
 
 LONG = [(80, 16, 2), (80, 16, 4), (81, 16, 4), (23, 8, 3), (17, 16, 15), (40, 5, 0), (5, 1, 0)]
 CASES = [*LONG, (16, 16, 4), (3, 16, 4)]
@@ -151,3 +160,10 @@ def test_a_bad_overlap_is_refused_however_short_the_clip():
     with pytest.raises(ValueError, match="The overlap is 20 frames"):
         windows_of(4, 16, 20)
     check_windows(16, 15)
+
+
+@pytest.mark.parametrize("frames", [2, 7, 8, 16, 31])
+def test_a_clip_that_loops_begins_everywhere_before_it_begins_anywhere_often(frames):
+    begun = [turn(step, frames) for step in range(2 * frames)]
+    assert begun[0] == 0 and set(begun) == set(range(frames))
+    assert max(begun.count(frame) for frame in begun) <= 4

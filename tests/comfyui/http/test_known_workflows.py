@@ -110,3 +110,22 @@ def test_a_hole_in_a_clip_is_filled(server, prompt):
     for number, frame in enumerate(clip):
         assert error(frame[:, : SIZE // 2 - 8], given(number)[:, : SIZE // 2 - 8]) < 2 * NEAR
         assert error(frame[:, SIZE // 2 + 8 :], given(number)[:, SIZE // 2 + 8 :]) > 3 * NEAR
+
+
+def test_a_loop_is_another_clip(server, prompt):
+    """That it closes is tested where frames depend on each other in a known way, beside the windows' other tests."""
+    asked = prompt("loop")
+    clip = frames_of(server.run(asked))
+    next(n for n in asked.values() if n["class_type"] == "StillmotionTemporalWindows")["inputs"]["loop"] = False
+    assert len(clip) == 16 and not torch.equal(clip, frames_of(server.run(asked)))
+
+
+def test_a_clip_is_made_anew_as_far_as_denoise_says(server, prompt):
+    asked, apart = prompt("video_to_video"), []
+    for denoise in (0.1, 0.6, 1.0):
+        next(n for n in asked.values() if n["class_type"] == "KSampler")["inputs"]["denoise"] = denoise
+        clip = frames_of(server.run(asked))
+        assert len(clip) == FRAMES
+        apart.append(error(clip[0], given()))
+    print(f"mean difference from the source at denoise 0.1, 0.6, 1.0: {apart}")
+    assert apart[0] < apart[1]
