@@ -81,11 +81,13 @@ class Known:
 class Asks:
     """What one motion file is asked for; None: nothing.
 
+    `first`: scaled latents of the first frame, (clips or 1, 4, height, width), that the network is to see clean.
     `motion_cfg`, `look_cfg`: the unconditional branch is asked for no motion, or for no change of look.
     """
 
     still: Still | None = None
     known: Known | None = None
+    first: Tensor | None = None
     motion: Asking | None = None
     look: Asking | None = None
     motion_cfg: bool = False
@@ -154,6 +156,25 @@ def asked_of(asks: Asks, number: int, carried: Carried, whole: int, clips: int, 
         look = Given(asks.look.for_frames(whole)[None], conditional if asks.look_cfg else None)
     condition = asks.known.for_rows(clips) if asks.known else None
     return Asked(prior, motion, look, condition, whole)
+
+
+def with_first_frames(x: Tensor, asks: Sequence[Asks], clip: Clip) -> Tensor:
+    """Return the network's input with the first frame of each clip clean, where one is given and these rows have it.
+
+    Raises:
+        ValueError: it has another size than the clip, or there is another number of clips.
+    """
+    first = next((a.first for a in asks if a.first is not None), None)
+    if first is None or 0 not in clip.indices:
+        return x
+    rows = x.unflatten(0, (-1, clip.frames)).clone()
+    if first.shape[-2:] != x.shape[-2:] or len(rows) % len(first):
+        raise ValueError(
+            f"There are {len(first)} first frames of {8 * first.shape[-1]} x {8 * first.shape[-2]} pixels for"
+            f" {len(rows)} clips of {8 * x.shape[-1]} x {8 * x.shape[-2]}; give one for all or each, of their size."
+        )
+    rows[:, clip.indices.index(0), :4] = first.to(x).repeat(len(rows) // len(first), 1, 1, 1)
+    return rows.flatten(0, 1)
 
 
 def whole_frames(clip: Clip, noted: int) -> int:

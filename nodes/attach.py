@@ -19,7 +19,7 @@ from ..networks.motion_file import check_fits
 from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
 from ..samplers.strengths import levels_for
-from .asks import Asks, asked_of, put_into_conditions, take_carried, whole_frames
+from .asks import Asks, asked_of, put_into_conditions, take_carried, whole_frames, with_first_frames
 from .motion import LoadedMotion
 from .settings import KEY, Settings, check_rank, frames_per_clip
 from .unet import pack_window, run_unet
@@ -178,7 +178,7 @@ def diffusion_model(executor, x, timesteps=None, context=None, y=None, control=N
     run = transformer_options[KEY]
     clip = clip_of(x.shape[0], transformer_options, run.frames)
     name_frames(transformer_options, clip)
-    attached = with_asked(run, clip, kwargs, x.shape)
+    attached, x = with_asked(run, clip, kwargs, x.shape), with_first_frames(x, run.asks, clip)
     executor.original = partial(run_unet, executor.class_obj, attached, clip)
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 

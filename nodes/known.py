@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,3 +45,42 @@ def with_known(model, c: Tensor, m: Tensor, node: str, strength: float = 1.0):
         return model
     value = torch.cat([c, m.to(c)], dim=-3).float()
     return asking(model, KEY, node, known=Known(value if value.ndim == 5 else value[None], strength))
+
+
+def with_first_frame(model, latents: Tensor, node: str):
+    """Return a clone of MODEL whose network sees the first frame of every clip clean, as `fewshot --first-frame clean`
+    trains (LAMP, Wu et al. 2023, arXiv 2310.10769), and what else it predicts of it matters no more.
+
+    The frame itself is kept in the result by a LATENT with it, and a `noise_mask` of 0 there: `held_first_frame`.
+
+    Args:
+        latents: raw, of VAE Encode, (clips or 1, 4, height, width).
+        node: who asks, for errors.
+
+    Raises:
+        ValueError: no motion file of MODEL was trained so.
+    """
+    settings = model.get_attachment(KEY) or ()
+    if not any(sees_it_clean(s) for s in settings):
+        raise ValueError(
+            f"{node} needs a motion file that was trained with the first frame given, and this model has none: load one"
+            " that `python -m trainer fewshot --first-frame clean` made."
+        )
+    first = model.get_model_object("latent_format").process_in(latents).float()
+    model = model.clone()
+    asked = (replace(s, asks=replace(s.asks, first=first)) if sees_it_clean(s) else s for s in settings)
+    model.set_attachments(KEY, tuple(asked))
+    return model
+
+
+def sees_it_clean(settings) -> bool:
+    return settings.motion.info.options.get("first_frame") == "clean"
+
+
+def held_first_frame(latents: Tensor, frames: int) -> dict:
+    """Return the LATENT of clips of so many frames whose first one is kept: raw latents, (clips or 1, 4, height,
+    width), and zeros."""
+    samples = torch.cat([latents[:, None], latents.new_zeros(len(latents), frames - 1, *latents.shape[1:])], 1)
+    mask = torch.ones(len(latents), frames, 1, *latents.shape[2:])
+    mask[:, 0] = 0
+    return {"samples": samples.flatten(0, 1), "noise_mask": mask.flatten(0, 1)}

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from asked_clips import FRAMES, SCALE, noise, sample, windowed
+from asked_clips import FRAMES, SCALE, condition, noise, sample, windowed
 from stillmotion.networks.config import Condition, CrossFrames, InflationConfig
+from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.samplers import conditions
 
 KNOWN = InflationConfig(frame_attention=CrossFrames(), condition=Condition())
@@ -82,3 +84,72 @@ def test_another_size_and_a_file_without_a_condition_are_refused(video):
     plain = video(InflationConfig(frame_attention=CrossFrames()))
     with pytest.raises(ValueError, match="the part 'condition'.*`python -m trainer condition` made"):
         with_known(plain, c, m)
+
+
+@pytest.fixture
+def of_first_frame(small_model, tmp_path):
+    """A MODEL with a few-shot file that was trained with its first frame clean, or noisy."""
+    from stillmotion.nodes.attach import attach, structure_of
+    from stillmotion.nodes.motion import load_motion
+
+    def make(kind="clean"):
+        model, path = small_model(), tmp_path / f"{kind}.safetensors"
+        structure, config = structure_of(model), InflationConfig(frame_attention=CrossFrames())
+        inflation = Inflation(config, structure)
+        for name, parameter in inflation.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+        info = MotionInfo(config, structure, frames=FRAMES, options={"first_frame": kind})
+        write_motion_file(path, inflation.state_dict(), info)
+        return attach(model, load_motion(path), temporal=1.0, recurrence=1.0, queries=1.0)
+
+    return make
+
+
+def test_the_network_sees_a_given_first_frame_clean_and_the_result_keeps_it(of_first_frame, monkeypatch):
+    import comfy.sample
+    import stillmotion.nodes.attach as attach
+    from stillmotion.nodes.known import held_first_frame, with_first_frame
+
+    seen, run_unet = [], attach.run_unet
+    monkeypatch.setattr(
+        attach, "run_unet", lambda *args, **kw: seen.append((args[2], args[3])) or run_unet(*args, **kw)
+    )
+    first = torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(5)) / SCALE
+    model, latent = with_first_frame(of_first_frame(), first, "Known"), held_first_frame(first, FRAMES)
+    out = comfy.sample.sample(
+        *(model, noise(), 3, 3.0, "euler", "normal", condition(1), condition(2), latent["samples"]),
+        noise_mask=latent["noise_mask"],
+        disable_pbar=True,
+        seed=0,
+    )
+    torch.testing.assert_close(out[0], first[0], rtol=1e-5, atol=1e-4)
+    for clip, x in seen:
+        rows = x.unflatten(0, (-1, clip.frames))
+        torch.testing.assert_close(rows[:, 0], (first * SCALE).expand(len(rows), -1, -1, -1), rtol=1e-5, atol=1e-5)
+        assert not torch.isclose(rows[:, 1:], (first * SCALE)[:, None]).all()
+    other = with_first_frame(of_first_frame(), first + 1, "Known")
+    assert (sample(other, noise()) - sample(model, noise())).abs()[1:].max() > 1e-3
+
+
+def test_a_file_that_was_trained_on_noisy_first_frames_is_refused(of_first_frame):
+    from stillmotion.nodes.known import with_first_frame
+
+    with pytest.raises(ValueError, match="fewshot --first-frame clean"):
+        with_first_frame(of_first_frame("noisy"), torch.zeros(1, 4, 8, 6), "Known")
+
+
+def test_a_first_frame_of_another_size_is_refused_with_both(of_first_frame):
+    from stillmotion.nodes.known import with_first_frame
+
+    with pytest.raises(ValueError, match="1 first frames of 40 x 64 pixels for 2 clips of 48 x 64"):
+        sample(with_first_frame(of_first_frame(), torch.zeros(1, 4, 8, 5), "Known"), noise())
+
+
+def test_windows_without_the_first_frame_are_left_alone():
+    from stillmotion.networks.clip import Clip
+    from stillmotion.nodes.asks import Asks, with_first_frames
+
+    x, asks = torch.randn(8, 4, 8, 6), (Asks(), Asks(first=torch.zeros(1, 4, 8, 6)))
+    assert with_first_frames(x, asks, Clip((4, 5, 6, 7))) is x
+    inside = with_first_frames(x, asks, Clip((7, 0, 1, 2)))
+    assert not inside[[1, 5]].any() and torch.equal(inside[[0, 2, 3, 4]], x[[0, 2, 3, 4]])

@@ -1,6 +1,7 @@
 """Training moves every tensor of every preset through the commands' own loop, and the report names what stands
 still."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
-from stillmotion.networks.presets import PRESETS, with_guidance
+from stillmotion.networks.presets import PRESETS, with_condition, with_guidance
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Plan, TrainingClip, batch_for
+from stillmotion.trainer.clips.known import as_it_is, of_frames
 from stillmotion.trainer.losses.decoupling import Decoupling
 from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import InflateOptions
@@ -32,6 +34,7 @@ CONFIGS = {
         Temporal(), CrossFrames(), Recurrence("paper_rnn"), Queries(None)
     ),
     "decouple": lambda structure: with_guidance(PRESETS["higen"](structure, FRAMES), FRAMES),
+    "condition": lambda structure: with_condition(PRESETS["animatediff"](structure, FRAMES)),
 }
 
 
@@ -57,11 +60,16 @@ def trained(name, clips, folder):
     decoupling = Decoupling() if config.prior else None
     objective = Objective(network, plan, terms_of(options, network, plan), decoupling)
     training = start_training(Accelerator(cpu=True), objective, schedule)
-    source = partial(batch_for, plan, *clips, 1)
+    source, known = partial(batch_for, plan, *clips, 1), first_frame if config.condition else as_it_is
     with Requests(folder) as requests:
-        assert train(training, source, requests, lambda *_: None)
+        assert train(training, lambda *place: known(source(*place)), requests, lambda *_: None)
     tensors = {n: t.detach().clone() for n, t in training.inflation.state_dict().items()}
     return start, tensors, schedule.path(STEPS)
+
+
+def first_frame(batch):
+    """Image-to-video."""
+    return replace(batch, condition=of_frames(batch.latents, [0]).condition)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
