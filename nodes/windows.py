@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..samplers.windows import FUSES
 from .compat import io
+from .node import Node
 from .windowing import sampled_on_windows
 
 
@@ -35,7 +36,7 @@ def window_inputs():
     ]
 
 
-class TemporalWindows(io.ComfyNode):
+class TemporalWindows(Node):
     """Node that samples a clip too long for the model, or for the VRAM, on overlapping context windows."""
 
     @classmethod

@@ -8,16 +8,27 @@ LARGEST = 10.0
 KEYFRAME = re.compile(r"""["']?([0-9]{1,6})["']?\s*:\s*(.+)""")
 """Quotes around the frame and brackets around the factor are how prompt schedules are written."""
 
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+EMPTY = {"none", "null"}
+"""What a graph without a text becomes where another program has written it."""
 
-def parse_levels(text: str) -> tuple[float, ...]:
+
+def parse_levels(text: str | None) -> tuple[float, ...]:
     """Return the factors of the levels of a U-Net, finest first, of "1, 1, 0.5, 0"; () of an empty text.
+
+    A comma at the end counts for nothing.
 
     Raises:
         ValueError: something between two commas is no number from 0 to 10.
     """
-    if not text.strip():
-        return ()
-    return tuple(_factor(part, "level_strengths", '"1, 1, 0.5, 0" or one number') for part in text.split(","))
+    parts = without_nothing(text).removesuffix(",").strip()
+    return tuple(_factor(part, "level_strengths", '"1, 1, 0.5, 0" or one number') for part in parts.split(",") if parts)
+
+
+def without_nothing(text: str | None) -> str:
+    """Return a text without blanks around it, empty where there is none."""
+    text = (text or "").strip()
+    return "" if text.lower() in EMPTY else text
 
 
 def levels_for(factors: tuple[float, ...], levels: int) -> tuple[float, ...]:
@@ -35,7 +46,7 @@ def levels_for(factors: tuple[float, ...], levels: int) -> tuple[float, ...]:
 
 
 def parse_keyframes(
-    text: str, name: str = "keyframes", most: float = LARGEST, example: str = '"0: 1.0, 8: 0.5"'
+    text: str | None, name: str = "keyframes", most: float = LARGEST, example: str = '"0: 1.0, 8: 0.5"'
 ) -> tuple[tuple[int, float], ...]:
     """Return frames with their factors, in rising order, of "0: 1.0, 8: 0.5, 15: 1.2"; () of an empty text.
 
@@ -48,7 +59,7 @@ def parse_keyframes(
         ValueError: a part is no `frame: factor`, or a frame is there twice.
     """
     keyframes: dict[int, float] = {}
-    for part in filter(None, map(str.strip, re.split("[,\n]", text))):
+    for part in filter(None, map(str.strip, re.split("[,\n]", without_nothing(text)))):
         found = KEYFRAME.fullmatch(part)
         if not found:
             raise ValueError(f"{name} has {part!r}; write frame: factor, for example {example}.")
@@ -60,10 +71,7 @@ def parse_keyframes(
 
 
 def _factor(text: str, name: str, example: str, most: float = LARGEST) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = float(text) if NUMBER.fullmatch(text.strip()) else -1.0
     if not 0 <= value <= most:
         raise ValueError(f"{name} has {text.strip()!r}; write numbers from 0 to {most:g}, for example {example}.")
     return value
