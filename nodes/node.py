@@ -28,7 +28,7 @@ def _checked(run):
 
     @functools.wraps(run)
     def execute(cls, *args, **kwargs):
-        check_numbers(cls.SCHEMA or cls.define_schema(), bind(cls, *args, **kwargs).arguments)
+        check_numbers(cls.SCHEMA or cls.define_schema(), bind(cls, *args, **kwargs).arguments | kwargs)
         return run(cls, *args, **kwargs)
 
     return execute
@@ -42,7 +42,7 @@ def check_numbers(schema: io.Schema, values: dict) -> None:
             whole = isinstance(known, io.Int.Input)
             if not _is_number(value, whole) or not _is_within(value, known.min, known.max):
                 raise ValueError(
-                    f"{schema.display_name}: {known.id} is {str(value)[:50]!s}; it must be"
+                    f"{schema.display_name}: {known.id} is {str(value)[:50]}; it must be"
                     f" {'a whole number' if whole else 'a number'} from {known.min:g} to {known.max:g}."
                 )
 
