@@ -239,16 +239,16 @@ class Resampler:
 
     def __post_init__(self):
         _check_whole("tokens", self.tokens, 1024)
-        _check_whole("width", self.width, LARGEST_COUNT)
+        _check_whole("width", self.width)
         _check_whole("layers", self.layers, MOST_LAYERS)
         _check_whole("heads", self.heads)
         if self.width % self.heads:
             raise ValueError(f"width {self.width}; it must be a multiple of its {self.heads} heads")
 
 
-def _check_whole(name: str, value: object, most: int | None = None) -> None:
-    if type(value) is not int or value < 1 or (most is not None and value > most):
-        raise ValueError(f"{name} {value!r}; allowed are whole numbers from 1{f' to {most}' if most else ''}")
+def _check_whole(name: str, value: object, most: int = LARGEST_COUNT) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} {value!r}; allowed are whole numbers from 1 to {most}")
 
 
 def _check_choice(name: str, value: object, allowed: tuple) -> None:

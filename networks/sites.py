@@ -77,7 +77,7 @@ class Structure:
         depths = [depth for level in self.levels for depth in (*level.down, *level.up)] + [self.middle or 0]
         if not all(level.down and level.up for level in self.levels) or not 1 <= len(self.levels) <= MOST_LEVELS:
             raise ValueError(f"a U-Net has 1 to {MOST_LEVELS} levels, each with blocks down and up")
-        if any(_is_no_count(d, 0) for d in depths):
+        if any(_is_no_count(d, 0) for d in depths) or self.middle not in (None, depths[-1]):
             raise ValueError("the depths of a U-Net's transformers are whole numbers from 0")
         if max(len(depths), sum(depths)) > MOST_BLOCKS:
             raise ValueError(f"a U-Net has at most {MOST_BLOCKS} blocks")
@@ -155,7 +155,7 @@ def structure_from_ldm(shapes: Shapes) -> Structure:
         if f"input_blocks.{i}.0.op.weight" in shapes:
             widths, down = [*widths, 0], [*down, []]
         elif (res := f"input_blocks.{i}.0.out_layers.3.weight") in shapes:
-            widths[-1] = shapes[res][0]
+            widths[-1] = _axis(shapes, res, 0)
             down[-1].append(_depth(shapes, f"input_blocks.{i}.1"))
         else:
             break
@@ -178,7 +178,7 @@ def structure_from_diffusers(shapes: Shapes) -> Structure:
         return [_depth(shapes, f"{block}.attentions.{j}") for j, name in zip(count(), _while_in(shapes, names))]
 
     names = (f"down_blocks.{i}.resnets.0.conv2.weight" for i in count())
-    widths = [shapes[name][0] for name in _while_in(shapes, names)]
+    widths = [_axis(shapes, name, 0) for name in _while_in(shapes, names)]
     down = [unit_depths(f"down_blocks.{i}") for i in range(len(widths))]
     up = [unit_depths(f"up_blocks.{i}") for i in reversed(range(len(widths)))]
     middle = _depth(shapes, "mid_block.attentions.0") if "mid_block.resnets.0.conv2.weight" in shapes else None
@@ -192,12 +192,18 @@ def _while_in(shapes: Shapes, names: Iterator[str]) -> Iterator[str]:
         yield name
 
 
+def _axis(shapes: Shapes, name: str, axis: int) -> int:
+    if len(shapes[name]) <= axis:
+        raise ValueError(f"its {name} has the shape {tuple(shapes[name])}, which is no layer of a U-Net")
+    return shapes[name][axis]
+
+
 def _depth(shapes: Shapes, transformer: str) -> int:
     return len(list(_while_in(shapes, (f"{transformer}.transformer_blocks.{k}.norm1.weight" for k in count()))))
 
 
 def _structure(shapes: Shapes, widths: list, down: list, up: list, middle: int | None) -> Structure:
-    context = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+    context = next((_axis(shapes, name, 1) for name in shapes if name.endswith("attn2.to_k.weight")), None)
     if context is None or len(up) != len(down) or not all([widths, *widths, *down, *up]):
         raise ValueError("This is not a Stable Diffusion U-Net (SD1.5, SD2.x, SDXL): its layers are named differently.")
     levels = tuple(Level(width, tuple(d), tuple(u)) for width, d, u in zip(widths, down, up))

@@ -1,20 +1,23 @@
 """Safetensors files written and read one tensor after another: a file may be nearly as large as the memory.
 
-The library's own functions make a second copy of all tensors, or keep the file mapped, and report none of the disk's
-errors as such.
+The library's own functions make a second copy of all tensors, or keep the file mapped, report none of the disk's
+errors as such, write metadata in another order each time, and take tensors without numbers.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from .json_text import parse_json
 
 KINDS = {
     "I64": torch.int64,
@@ -36,6 +39,8 @@ tensor is aligned."""
 NAMES = {dtype: name for name, dtype in KINDS.items()}
 PLACE = {dtype: place for place, dtype in enumerate(NAMES)}
 HEADER_MULTIPLE = 8
+LARGEST_HEADER = 16 * 2**20  # an SDXL-sized inflation needs 0.5 MB; a huge header is an attack or another file
+MOST_AXES = 8
 
 
 class Sink(Protocol):
@@ -44,14 +49,36 @@ class Sink(Protocol):
     def write(self, data, /) -> object: ...
 
 
+class Entry(NamedTuple):
+    """A tensor in a header: `kind` by the format's name, and its bytes, counted from the beginning of the file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class Header(NamedTuple):
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.tensors.items()}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {name: entry.kind for name, entry in self.tensors.items()}
+
+
 def write_tensors(file: Sink, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file. Raise the disk's own OSError.
+    """Write a safetensors file, of equal content equal bytes. Raise the disk's own OSError.
 
     Args:
         tensors: on any device and of any strides; they are made contiguous one by one.
     """
     names = sorted(tensors, key=lambda name: (PLACE[tensors[name].dtype], name))
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in names:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
@@ -69,19 +96,89 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a file whose header is known to be sound, by their names, each in memory of its own.
+def header_length(start: bytes) -> int | None:
+    """Return how long the header is of a file that begins so; None where it is no safetensors file."""
+    length = int.from_bytes(start[:8], "little")
+    return length if len(start) >= 8 and 2 <= length <= LARGEST_HEADER else None
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read the header of a file that begins as safetensors do, held against the file's size before anything is made.
 
     Raises:
+        ValueError: in a phrase, what is wrong with it.
+    """
+    file.seek(0)
+    size, length = os.fstat(file.fileno()).st_size, header_length(file.read(8))
+    if length is None or 8 + length > size:
+        raise ValueError(f"it ends within its header, after {size} bytes")
+    header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata are no texts")
+    entries = {name: _entry(name, entry, 8 + length) for name, entry in header.items()}
+    _check_places(entries, 8 + length, size)
+    return Header(entries, metadata)
+
+
+def _entry(name: str, entry: object, data: int) -> Entry:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"what it says of {name} is no description of a tensor")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    whole = all(isinstance(numbers, list) and all(type(n) is int for n in numbers) for numbers in (shape, offsets))
+    if not isinstance(kind, str) or not whole or len(offsets) != 2 or len(shape) > MOST_AXES:
+        raise ValueError(f"what it says of {name} is no description of a tensor")
+    if any(n < 1 for n in shape):
+        raise ValueError(f"it holds {name} with the shape {tuple(shape)}, in which there is no number")
+    start, end = offsets
+    if kind in KINDS and end - start != prod(shape) * KINDS[kind].itemsize:
+        raise ValueError(f"it has {end - start} bytes for {name}, which has the shape {tuple(shape)} of {kind}")
+    return Entry(kind, tuple(shape), data + start, data + end)
+
+
+def _check_places(entries: Mapping[str, Entry], data: int, size: int) -> None:
+    """Refuse tensors that overlap, leave holes or lie outside of the file."""
+    end = data
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+        if entry.start != end or entry.end < entry.start:
+            raise ValueError(f"it has {name} at another place than behind the tensor before")
+        end = entry.end
+    if end != size:
+        raise ValueError(f"it has {size} bytes, and its tensors end after {end}")
+
+
+def tensors_in(file: BinaryIO, header: Header, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file with this header, by their names, each in memory of its own.
+
+    Args:
+        names: of those that are wanted, all by default.
+
+    Raises:
+        ValueError: numbers of a kind that torch does not have.
         OSError: the file was cut short while it was read.
     """
+    for name in sorted(header.tensors if names is None else names):
+        entry = header.tensors[name]
+        if entry.kind not in KINDS:
+            raise ValueError(f"it holds {name} as {entry.kind}, a kind of number that is not known here")
+        tensor = torch.empty(prod(entry.shape), dtype=KINDS[entry.kind])
+        file.seek(entry.start)
+        if file.readinto(bytes_of(tensor)) != tensor.nbytes:
+            raise OSError(f"{file.name} was cut short while it was read; copy it again.")
+        yield name, tensor.reshape(entry.shape)
+
+
+def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file, as `tensors_in` does. Raise ValueError where it is damaged, too."""
     with open(path, "rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in sorted(header.items()):
-            tensor = torch.empty(prod(entry["shape"]), dtype=KINDS[entry["dtype"]])
-            file.seek(8 + length + entry["data_offsets"][0])
-            if file.readinto(bytes_of(tensor)) != tensor.nbytes:
-                raise OSError(f"{path} was cut short while it was read; copy it again.")
-            yield name, tensor.reshape(entry["shape"])
+        yield from tensors_in(file, read_header(file))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether there is no NaN and no infinity in a tensor of floats, at a fraction of what `isfinite` costs.
+
+    Smallest and largest number are NaN where there is one, and are found in vectors of half precision as it is.
+    """
+    return all(end.isfinite().item() for end in torch.aminmax(tensor.detach())) if tensor.numel() else True

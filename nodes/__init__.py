@@ -1,5 +1,8 @@
 """The nodes that ComfyUI shows: schemas and one call each."""
 
+import logging
+
+from ..networks.shown import ShownFilter
 from .compat import ComfyExtension
 from .guidance import MotionAppearanceGuidance
 from .guide import MGGuider
@@ -12,6 +15,8 @@ from .sample import MGGuidanceSampler
 from .style import StyleBalance
 from .upscale import MultiDiffusionUpscale
 from .windows import TemporalWindows
+
+logging.getLogger("stillmotion").addFilter(ShownFilter())
 
 
 class StillmotionExtension(ComfyExtension):

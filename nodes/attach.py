@@ -20,7 +20,9 @@ from ..networks.peaks import peak_bytes
 from ..networks.sites import Structure, structure_from_ldm
 from ..samplers.strengths import levels_for
 from .asks import Asks, asked_of, put_into_conditions, take_carried, whole_frames, with_first_frames
+from .merging import refuse_merging
 from .motion import LoadedMotion
+from .schedule import check_sampling
 from .settings import KEY, Settings, check_rank, frames_per_clip
 from .unet import pack_window, run_unet
 
@@ -105,6 +107,7 @@ def _wrap(model) -> None:
     for kind, wrapper in wrappers.items():
         if not model.get_wrappers(kind, KEY):
             model.add_wrapper_with_key(kind, KEY, wrapper)
+    refuse_merging(model)
 
 
 def outer_sample(executor, noise, *args, **kwargs):
@@ -114,6 +117,7 @@ def outer_sample(executor, noise, *args, **kwargs):
         raise ValueError("AnimateDiff-Evolved and Stillmotion are attached to the same model; use one of them.")
     check_rank(guider.model_patcher, noise.shape)
     settings = guider.model_patcher.get_attachment(KEY)
+    check_sampling(guider.model_patcher, settings)
     frames = frames_per_clip(noise.shape[0], settings)
     windows = guider.model_options.get("context_handler")
     warn_of_length(min(frames, windows.context_length) if windows else frames, settings)

@@ -8,6 +8,7 @@ from ..samplers.factors import MOST_MOTION
 from .asks import GUIDANCE as NODE
 from .asks import asking
 from .compat import io, ui, where_known
+from .node import Node
 from .settings import KEY
 
 ASKS = {"motion and appearance": ("motion", "look"), "motion": ("motion",), "appearance": ("look",)}
@@ -106,7 +107,7 @@ def _curves_and_reference() -> list:
     ]
 
 
-class MotionAppearanceGuidance(io.ComfyNode):
+class MotionAppearanceGuidance(Node):
     """Node that sets how much a clip moves, and how much its look changes."""
 
     @classmethod

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..samplers.mitigating_gradient import Mitigation, mitigate_latents
 from ..samplers.schedules import cfg_at, flow_to_sigma, is_within
 from .compat import io
+from .node import Node
 from .settings import KEY, asked_frames, check_rank
 
 UNLIMITED = 10.0
@@ -165,7 +166,7 @@ def guidance_inputs() -> list:
     ]
 
 
-class MGGuider(io.ComfyNode):
+class MGGuider(Node):
     """Node of the guider, for the host's SamplerCustomAdvanced."""
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compat import io
+from .node import Node
 from .windowing import looped
 from .windows import loop_input
 
@@ -50,7 +51,7 @@ def mode_input():
     )
 
 
-class VideoInpaint(io.ComfyNode):
+class VideoInpaint(Node):
     """Node that tells a model which pixels of a clip are given, in the way that the model knows."""
 
     @classmethod
@@ -128,7 +129,7 @@ class VideoInpaint(io.ComfyNode):
         return io.NodeOutput(model, positive, negative, latent, hatched(given), given.frames, inpainting.untold(given))
 
 
-class KeepKnown(io.ComfyNode):
+class KeepKnown(Node):
     """Node that puts known pixels back into a decoded clip."""
 
     @classmethod

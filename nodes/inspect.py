@@ -16,6 +16,7 @@ from ..samplers.factors import (
 )
 from .compat import io, ui
 from .features import features_name, look_of, scaled_latents
+from .node import Node
 from .plot import line_plot
 
 SMALLEST = 16
@@ -85,7 +86,7 @@ def rows_of(similarity: Tensor) -> str:
     return "\n".join(" ".join(f"{value:.3f}" for value in row) for row in similarity.tolist())
 
 
-class MeasureMotion(io.ComfyNode):
+class MeasureMotion(Node):
     """Node that measures how much a clip moves, and shows where it jumps."""
 
     @classmethod
@@ -143,7 +144,7 @@ class MeasureMotion(io.ComfyNode):
         return io.NodeOutput(measured, flow, plot, *looks, ui=shown)
 
 
-class XTSlice(io.ComfyNode):
+class XTSlice(Node):
     """Node that stacks one line of every frame into an image."""
 
     @classmethod

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import folder_paths
 
+from ..networks.stamp import stamp_of
 from ..samplers.strengths import parse_keyframes, parse_levels
 from .compat import io, where_known
+from .node import Node
 
 FOLDER = "stillmotion"
 ANIMATEDIFF = "animatediff_models"
@@ -37,9 +39,9 @@ def _path(motion_file: str) -> Path:
     return Path(own or other or folder_paths.get_full_path_or_raise(FOLDER, motion_file))
 
 
-def _changed(motion_file: str) -> int:
-    """Return when the file was changed: one that was trained again under its old name is another input."""
-    return _path(motion_file).stat().st_mtime_ns
+def _changed(motion_file: str) -> str:
+    """Return which content the file has: one that was trained again under its old name is another input."""
+    return str(stamp_of(_path(motion_file)))
 
 
 def _strength(name: str, tooltip: str):
@@ -61,7 +63,7 @@ def _with_motion(model, motion_file: str, *, from_file: bool, **how):
     return set_schedule(attach(model, motion, **how), motion, from_file=from_file)
 
 
-class STUNetLoader(io.ComfyNode):
+class STUNetLoader(Node):
     """Node that attaches a motion file of any kind, with all its parts."""
 
     @classmethod
@@ -129,7 +131,7 @@ class STUNetLoader(io.ComfyNode):
         return _changed(motion_file)
 
 
-class RecurrentMotionLoRA(io.ComfyNode):
+class RecurrentMotionLoRA(Node):
     """Node that attaches a few-shot motion file, with one strength for its queries and one for the rest."""
 
     @classmethod

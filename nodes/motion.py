@@ -16,6 +16,8 @@ from torch import Tensor
 from ..networks.config import InflationConfig
 from ..networks.inflation import Inflation, without_queries
 from ..networks.motion_file import MotionInfo
+from ..networks.shown import shown
+from ..networks.stamp import stamp_of
 
 log = logging.getLogger("stillmotion")
 
@@ -37,8 +39,8 @@ _loaded: WeakValueDictionary[tuple, LoadedMotion] = WeakValueDictionary()
 def load_motion(path: Path) -> LoadedMotion:
     """Return a motion file, read anew where it has changed on disk. Raises FileNotFoundError, MotionFileError."""
     if not path.is_file():
-        raise FileNotFoundError(f"There is no motion file {path}.")
-    stamp = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
+        raise FileNotFoundError(shown(f"There is no motion file {path}."))
+    stamp = str(path), stamp_of(path)
     loaded = _loaded.get(stamp)
     if loaded is None:
         from ..networks.formats.animatediff import remark  # here, for it would slow down ComfyUI's start

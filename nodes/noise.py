@@ -9,6 +9,7 @@ import torch
 
 from ..samplers.noise import STRATEGIES, check_share, draw_noise, offset_noise
 from .compat import io, seed_input, where_known
+from .node import Node
 from .settings import KEY, asked_frames, with_mapping
 
 MAPPING = ("from file", "on", "off")
@@ -96,7 +97,7 @@ def variance_tooltip() -> str:
     )
 
 
-class MappingNetworkNoise(io.ComfyNode):
+class MappingNetworkNoise(Node):
     """Draws noise that frames share, and switches the mapping networks of the model."""
 
     @classmethod

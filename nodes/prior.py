@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .asks import Still, asking
 from .compat import io
+from .node import Node
 from .settings import KEY
 
 NODE = "Spatial Prior"
@@ -43,7 +44,7 @@ def with_prior(model, latents: Tensor, frame: int = -1, strength: float = 1.0, r
     return asking(model, KEY, NODE, still=Still(scaled.float(), strength, resize))
 
 
-class SpatialPrior(io.ComfyNode):
+class SpatialPrior(Node):
     """Node that gives a clip the picture that it is to be of."""
 
     @classmethod

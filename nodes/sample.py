@@ -6,9 +6,10 @@ import comfy.samplers
 
 from .compat import io, seed_input
 from .guide import Guidance, MitigatingGuider, guidance_inputs
+from .node import Node
 
 
-class MGGuidanceSampler(io.ComfyNode):
+class MGGuidanceSampler(Node):
     """Node that samples as KSampler does, with the MG Guider."""
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import comfy.model_sampling
@@ -11,6 +12,7 @@ import torch
 from ..networks.motion_file import MotionFileError, MotionInfo
 from ..samplers.schedules import BETA_END, BETA_START
 from .motion import LoadedMotion
+from .settings import Settings, predicts
 
 log = logging.getLogger("stillmotion")
 
@@ -60,7 +62,7 @@ def _check_prediction(model, motion: LoadedMotion, from_file: bool) -> bool:
     Raises:
         MotionFileError: the model predicts something else.
     """
-    info, own = motion.info, _predicts(model)
+    info, own = motion.info, predicts(model)
     if KINDS.get(info.prediction) == own:
         return True
     guessed = own == "EPS" and info.prediction == "v_prediction" and info.family == GUESSED and not _is_set(model)
@@ -76,11 +78,14 @@ def _check_prediction(model, motion: LoadedMotion, from_file: bool) -> bool:
     )
 
 
-def _predicts(model) -> str:
-    """Return what the host or a node before says that the model predicts."""
-    if _is_set(model) and isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.V_PREDICTION):
-        return "V_PREDICTION"
-    return model.model.model_type.name
+def check_sampling(model, settings: Sequence[Settings]) -> None:
+    """Raise ValueError where a node behind the loader has set that the model predicts something else than its files."""
+    for s in settings:
+        if KINDS.get(s.motion.info.prediction, predicts(model)) != predicts(model):
+            raise ValueError(
+                f"{s.motion.path.name} is for models that predict {s.motion.info.prediction}, and this one is set to"
+                f" predict {predicts(model).lower()}: take ModelSamplingDiscrete out, or set it to what the file needs."
+            )
 
 
 def _is_set(model) -> bool:

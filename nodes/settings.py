@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import comfy.model_sampling
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from .asks import NO_ASKS, Asks
@@ -85,6 +86,17 @@ def frames_per_clip(rows: int, settings: tuple[Settings, ...]) -> int:
     if rows % frames:
         raise ValueError(f"The latent has {rows} frames, which are no whole number of clips of {frames} frames.")
     return frames
+
+
+def predicts(model) -> str:
+    """Return what a MODEL predicts, by the host's names of kinds, as the checkpoint has it or a node before has set."""
+    own, sampling = model.model.model_type.name, model.object_patches.get("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION) and not isinstance(sampling, comfy.model_sampling.EDM):
+        return "V_PREDICTION"
+    is_eps = isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(
+        sampling, comfy.model_sampling.V_PREDICTION | comfy.model_sampling.X0
+    )
+    return "EPS" if is_eps else own
 
 
 def check_rank(model, shape: Sequence[int]) -> None:

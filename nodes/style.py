@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .compat import io
-from .settings import KEY
+from .node import Node
+from .settings import KEY, predicts
 
 UNET = "diffusion_model."
 
@@ -53,8 +54,8 @@ def check_pair(model, style) -> None:
     """Raise ValueError where the weights of two MODELs cannot be mixed."""
     if style.get_attachment(KEY):
         raise ValueError("The style model has a motion file on it; attach motion files to the other model, or after.")
-    if style.model.model_type != model.model.model_type:
-        predictions = (m.model.model_type.name.lower() for m in (style, model))
+    if predicts(style) != predicts(model):
+        predictions = (predicts(m).lower() for m in (style, model))
         raise ValueError("The style model predicts {} and the model {}; they must agree.".format(*predictions))
     theirs, ours = shapes_of(style), shapes_of(model)
     if unlike := sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)):
@@ -76,7 +77,7 @@ def shown(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else " x ".join(map(str, shape))
 
 
-class StyleBalance(io.ComfyNode):
+class StyleBalance(Node):
     """Node that mixes the weights of a style into those of a model, and leaves its motion files as they are."""
 
     @classmethod

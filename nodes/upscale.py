@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..samplers.windows import window_count
 from .compat import io, seed_input
+from .node import Node
 from .windowing import check_one_clip, sampled_on_windows
 from .windows import window_inputs
 
@@ -160,7 +161,7 @@ def with_progress(model, bar, windows: int):
     return model, after_step
 
 
-class MultiDiffusionUpscale(io.ComfyNode):
+class MultiDiffusionUpscale(Node):
     """Node that upscales a clip, with detail that the model adds, sampled on overlapping windows."""
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..samplers.windows import FUSES
 from .compat import io
+from .node import Node
 from .windowing import sampled_on_windows
 
 
@@ -46,7 +47,7 @@ def loop_input():
     )
 
 
-class TemporalWindows(io.ComfyNode):
+class TemporalWindows(Node):
     """Node that samples a clip too long for the model, or for the VRAM, on overlapping context windows."""
 
     @classmethod

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from ..networks.shown import LONGEST_LINE, ShownFilter, shown
 from . import options
 from .config import Options, as_toml, read_options, suggestion
 
@@ -80,10 +81,11 @@ def program() -> str:
 def start_log():
     """Show the project's own messages, and on several processes only those of the first, warnings apart."""
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("stillmotion").addFilter(ShownFilter())
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("stillmotion").setLevel(logging.INFO if first else logging.WARNING)
 
 
 def complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {shown(' '.join(message.split()), LONGEST_LINE)}", file=sys.stderr)
     return 2

@@ -113,6 +113,21 @@ def toml_value(value) -> str:
     return json.dumps("none" if value is None else value, ensure_ascii=False)
 
 
+PLACES = {"output", "resume", "overwrite", "cache"}
+"""Options of where a result goes and of how it came about, which change nothing of it."""
+
+
+def recorded(options: Options) -> dict[str, Any]:
+    """Return the options that a file holds, so that equal runs make equal files wherever they put them."""
+    return options.model_dump(mode="json", exclude=PLACES)
+
+
+def refuse_existing(overwrite: bool, *paths: Path) -> None:
+    """Raise ValueError where a file would be lost that nobody said may be."""
+    if there := [path for path in paths if path.exists() and not overwrite]:
+        raise ValueError(f"{there[0]} is there already: --overwrite replaces it, or choose another --output")
+
+
 def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
     """Make a flag of each field. Values stay text: pydantic alone decides what they mean and which are allowed."""
     parser = Parser(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..motion_file import MotionInfo
-from .modules import Format, Tensors, from_modules, tables, to_modules
+from .modules import Format, Take, Tensors, from_modules, tables, to_modules
 
 TRANSFORMER = "temporal_transformer"
 BLOCK = f"{TRANSFORMER}.transformer_blocks.0"
@@ -53,13 +53,13 @@ def remark(info: MotionInfo) -> str | None:
     return None
 
 
-def from_animatediff(tensors: Tensors) -> tuple[MotionInfo, dict[str, Tensor]]:
+def from_animatediff(tensors: Tensors, take: Take | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
     """Return a file's motion modules as an inflation. Raise ValueError where they are damaged or none of SD1.5.
 
     AnimateLCM's were trained with positions although their files hold none: AnimateDiff-Evolved and diffusers compute
-    them, and so do we.
+    them, and so do we. `take`: see `from_modules`.
     """
-    info, found = from_modules(tensors, FORMAT)
+    info, found = from_modules(tensors, FORMAT, take=take)
     return replace(info, options={"format": version(info)}), found
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from ..motion_file import MotionInfo
 from ..sites import Level, Structure
 
 Tensors = Mapping[str, Tensor]
+Shapes = Mapping[str, Sequence[int]]
+Take = Callable[[str], Tensor]
+T = TypeVar("T")
 
 MODULE = re.compile(r"((?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.motion_modules\.\d+)\.")
 SDXL = [320, 640, 1280]
@@ -45,7 +50,7 @@ class Format:
         return [f"{self.layers[layer]}.{kind}"]
 
 
-def module_tensors(tensors: Tensors) -> dict[str, Tensor]:
+def module_tensors(tensors: Mapping[str, T]) -> dict[str, T]:
     """Return the tensors of motion modules without what stands before their names; the rest of a checkpoint is left
     out."""
     found = [(name, match) for name in tensors if (match := MODULE.search(name))]
@@ -55,21 +60,31 @@ def module_tensors(tensors: Tensors) -> dict[str, Tensor]:
     return modules
 
 
-def from_modules(tensors: Tensors, form: Format, heads: int = 8) -> tuple[MotionInfo, dict[str, Tensor]]:
+def from_modules(
+    tensors: Tensors, form: Format, heads: int = 8, take: Take | None = None
+) -> tuple[MotionInfo, dict[str, Tensor]]:
     """Return an inflation of nothing but temporal blocks, from what `module_tensors` returns.
+
+    Args:
+        take: how a tensor is got by its name in the end: with `pop` of `tensors` a large file is not in memory twice.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape, or the positions are not what we compute.
     """
     tables = {name: tensor for name, tensor in tensors.items() if name.endswith(form.tables)}
-    learned = {name: tensor for name, tensor in tensors.items() if name not in tables}
+    learned = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in tables}
     middle = any(name.startswith("mid_block") for name in learned)
     config = InflationConfig(temporal=Temporal(heads, norm_scope=form.norm_scope, middle=middle))
     # no file says what AnimateDiff's modules were trained on: a schedule linear in beta
     info = MotionInfo(config, _structure(learned, form), schedule="linear", positions=_length(tables))
     parts = _parts(info, form)
     _check(learned, parts)
-    return info, {ours: torch.cat([learned[name] for name in theirs]) for ours, theirs in parts.items()}
+    take = take or tensors.__getitem__
+    return info, {ours: _joined([take(name) for name in theirs]) for ours, theirs in parts.items()}
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
 def to_modules(info: MotionInfo, tensors: Tensors, form: Format) -> dict[str, Tensor]:
@@ -110,17 +125,17 @@ def sd15_like(widths: list[int], units: list[int]) -> Structure:
     return Structure(tuple(Level(w, (d,) * n, (d,) * (n + 1)) for w, n, d in zip(widths, units, depths)), 1, 768)
 
 
-def _structure(tensors: Tensors, form: Format) -> Structure:
-    modules = {MODULE.match(name).group(1) for name in tensors}
+def _structure(shapes: Shapes, form: Format) -> Structure:
+    modules = {MODULE.match(name).group(1) for name in shapes}
 
     def number_of(name: str) -> int:
         return next(n for n in count() if name.format(n) not in modules)
 
     levels = range(number_of("down_blocks.{}.motion_modules.0"))
     norms = [f"down_blocks.{i}.motion_modules.0.{form.layers['norm']}.weight" for i in levels]
-    if missing := [name for name in norms or ["down_blocks.0.motion_modules.0"] if name not in tensors]:
+    if missing := [name for name in norms or ["down_blocks.0.motion_modules.0"] if name not in shapes]:
         raise ValueError(f"it lacks {missing[0]}")
-    widths = [tensors[name].numel() for name in norms]
+    widths = [prod(shapes[name]) for name in norms]
     if widths == SDXL:
         raise ValueError("it is a motion module for SDXL; only those for SD1.5 can be used")
     return sd15_like(widths, [number_of(f"down_blocks.{i}.motion_modules.{{}}") for i in levels])
@@ -146,15 +161,15 @@ def _parts(info: MotionInfo, form: Format) -> dict[str, dict[str, torch.Size]]:
     return parts
 
 
-def _check(tensors: Tensors, parts: Mapping[str, Mapping[str, torch.Size]]) -> None:
+def _check(shapes: Shapes, parts: Mapping[str, Mapping[str, torch.Size]]) -> None:
     expected = {name: shape for theirs in parts.values() for name, shape in theirs.items()}
-    if missing := sorted(expected.keys() - tensors.keys()):
+    if missing := sorted(expected.keys() - shapes.keys()):
         raise ValueError(f"it lacks {len(missing)} of its {len(expected)} tensors, first {missing[0]}")
-    if extra := sorted(tensors.keys() - expected.keys()):
+    if extra := sorted(shapes.keys() - expected.keys()):
         raise ValueError(f"it holds {extra[0]}, which no motion module of SD1.5 has")
     for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"it holds {name} with shape {tuple(tensors[name].shape)}; it should be {tuple(shape)}")
+        if tuple(shapes[name]) != tuple(shape):
+            raise ValueError(f"it holds {name} with shape {tuple(shapes[name])}; it should be {tuple(shape)}")
 
 
 def _length(tables: Tensors) -> int | None:

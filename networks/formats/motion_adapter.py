@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..motion_file import MotionInfo
-from .modules import Format, Tensors, from_modules, length_of, tables, to_modules
+from .modules import Format, Take, Tensors, from_modules, length_of, tables, to_modules
 
 BLOCK = "transformer_blocks.0"
 
@@ -32,18 +32,22 @@ FORMAT = Format(
 )
 
 
-def from_motion_adapter(tensors: Tensors, config: dict | None = None) -> tuple[MotionInfo, dict[str, Tensor]]:
+def from_motion_adapter(
+    tensors: Tensors, config: dict | None = None, take: Take | None = None
+) -> tuple[MotionInfo, dict[str, Tensor]]:
     """Return an adapter as an inflation.
 
     Args:
         config: of its folder; where there is none, the number of heads is diffusers' default.
+        take: see `from_modules`.
 
     Raises:
         ValueError: the tensors are damaged, or the configuration is of another adapter or one that is not known.
     """
     config = config or {}
     heads = config.get("motion_num_attention_heads", 8)
-    info, found = from_modules(tensors, FORMAT, heads[0] if isinstance(heads, list) else heads)
+    heads = heads[0] if isinstance(heads, list) and heads else heads
+    info, found = from_modules(tensors, FORMAT, heads, take)
     info = replace(
         info, positions=info.positions or config.get("motion_max_seq_length"), options={"format": FORMAT.name}
     )

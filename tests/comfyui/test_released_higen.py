@@ -87,7 +87,8 @@ def test_both_hosts_predict_what_the_release_predicts(released, files, model, fr
     from stillmotion.nodes.motion import load_motion
     from stillmotion.nodes.unet import run_unet
     from stillmotion.trainer.base.host import InflatedUNet
-    from stillmotion.trainer.base.ldm_checkpoint import read_tensors, unet_from_ldm
+    from stillmotion.trainer.base.ldm_checkpoint import unet_from_ldm
+    from stillmotion.trainer.base.tensors import read_tensors
 
     asked, given = asked_and_given(frames)
     frames = frames or 1

@@ -74,6 +74,23 @@ def a_web_page(path):
     path.write_bytes(b"<!DOCTYPE html><html><body>404</body></html>" * 9)
 
 
+def a_pointer(path):
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def a_lora(path):
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
+    safetensors.torch.save_file({f"{layer}.down.weight": torch.zeros(4, 4)}, path)
+
+
+def an_image_model(path):
+    safetensors.torch.save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4)}, path)
+
+
+def deep_json(path):
+    rewrite_metadata(path, {"stillmotion": '{"format_version": 2, "options": ' + "[" * 5000 + "]" * 5000 + "}"})
+
+
 def header_is_no_json(path):
     data = bytearray(path.read_bytes())
     data[8:40] = b"?" * 32
@@ -200,16 +217,20 @@ IN_THE_HEADER = [
     (cut_in_the_data, "is damaged or cut short"),
     (bytes_appended, "is damaged or cut short"),
     (header_is_no_json, "is damaged or cut short"),
-    (empty, "is not a safetensors file"),
-    (seven_bytes, "is not a safetensors file"),
-    (a_picture, "is not a safetensors file"),
-    (a_web_page, "is not a safetensors file"),
+    (empty, "is not a safetensors file but empty"),
+    (seven_bytes, "is not a safetensors file: it has 7 bytes"),
+    (a_picture, "is not a safetensors file but a PNG picture"),
+    (a_web_page, "is not a safetensors file but a web page: download the file itself"),
+    (a_pointer, "is not a safetensors file but a pointer of Git LFS: `git lfs pull`"),
+    (a_lora, "but not a motion file: it is a LoRA of an image model: Load LoRA takes it"),
+    (an_image_model, "but not a motion file: it is an image model's checkpoint: Load Checkpoint"),
     (huge_header, f"its header would be {LARGEST_HEADER + 1} bytes"),
     (zip_pickle, "is a pickled file, which can run code"),
     (legacy_pickle, "is a pickled file, which can run code"),
     (newest_pickle, "is a pickled file, which can run code"),
-    (no_description, "but not a motion file"),
-    (no_metadata, "but not a motion file"),
+    (no_description, "but not a motion file: it does not say how it was made"),
+    (no_metadata, "but not a motion file: it does not say how it was made"),
+    (deep_json, "has a description that cannot be read"),
     (unreadable_json, "has a description that cannot be read"),
     (json_of_something_else, "has a description that cannot be read"),
     (no_version, "has a description that cannot be read"),

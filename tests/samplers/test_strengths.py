@@ -18,10 +18,26 @@ def test_levels(text, factors):
     assert parse_levels(text) == factors
 
 
-@pytest.mark.parametrize("part", ["", "a", "-0.1", "10.5", "nan", "inf", "1 2", "0:1", "0x1"])
+@pytest.mark.parametrize("part", [",", "a", "-0.1", "10.5", "nan", "inf", "1 2", "0:1", "0x1", "1_0", "١", "1,,2"])
 def test_a_level_that_is_no_factor_is_refused(part):
     with pytest.raises(ValueError, match=r"^level_strengths has '.*'; write numbers from 0 to 10, for example \"1, 1"):
         parse_levels(f"1, {part}")
+
+
+@pytest.mark.parametrize("text", [None, "null", "None", " none ", ""])
+def test_no_text_is_no_factors(text):
+    assert parse_levels(text) == parse_keyframes(text) == ()
+
+
+def test_a_comma_at_the_end_counts_for_nothing():
+    assert parse_levels("1, 0.5,") == parse_levels("1, 0.5 , ") == (1.0, 0.5)
+    assert parse_keyframes("0: 1, 8: .5,") == ((0, 1.0), (8, 0.5))
+
+
+@pytest.mark.parametrize("factor", ["1_0", "١", "0x1", "nan", "infinity", "1e999"])
+def test_a_keyframe_of_another_way_to_write_numbers_is_refused(factor):
+    with pytest.raises(ValueError, match="^keyframes has"):
+        parse_keyframes(f"0: {factor}")
 
 
 def test_one_factor_stands_for_all_levels():

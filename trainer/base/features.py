@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ...networks.json_text import read_config
+from ...networks.tensor_file import is_finite
+from .tensors import STRANGE, told
 
 SIDE = 224
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,15 +69,17 @@ def load_feature_model(folder: Path) -> FeatureModel:
             " latent"
         )
     try:
-        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+        kind = read_config(config)["model_type"]
         if kind not in KINDS:
             raise ValueError(f"its model_type is {kind}; DINOv2 (dinov2) and CLIP (clip) can be used")
         loader = Dinov2Model if kind == "dinov2" else CLIPVisionModelWithProjection
-        model, report = loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        # of pickled weights and of code that the configuration names nothing is opened
+        safe = {"local_files_only": True, "use_safetensors": True, "attn_implementation": "sdpa"}
+        model, report = loader.from_pretrained(folder, output_loading_info=True, **safe)
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}")
-        if bad := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        if bad := [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]:
             raise ValueError(f"it holds NaN or infinity in {bad[0]}")
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        raise ValueError(f"--features {folder} cannot be used: {error}") from error
+    except (*STRANGE, ValueError) as error:
+        raise ValueError(f"--features {folder} cannot be used: {told(error)}") from error
     return FeatureModel(folder.resolve().name, model.eval().requires_grad_(False), kind)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,43 +10,17 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ...networks.atomic import remove_unfinished, write_bytes
+from ...networks.atomic import remove_unfinished, replacing, write_durably
 from ...networks.sites import Structure, structure_from_diffusers, structure_from_ldm
+from ...networks.tensor_file import write_tensors
 from .ldm_names import TEXT, UNET, VAE, inverse, layer_names, rename, tiny_autoencoder_names, under, with_prefix
+from .tensors import Tensors
 
 LATENT_SCALE = 0.18215
 """Stable Diffusion 1.x: what a raw latent is multiplied by before the U-Net sees it."""
-
-Tensors = dict[str, Tensor]
-
-NO_CHECKPOINT = (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-"""What the two readers raise on bytes of another kind: torch's unpickler runs them as a program that makes no sense."""
-
-
-def read_tensors(path: Path) -> Tensors:
-    """Return every tensor of a checkpoint file; a pickled one is opened by torch's reader for tensors only.
-
-    Raises:
-        ValueError: the file is damaged, or holds pickled objects that are no tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # mapped, as safetensors are: what is not looked at takes no memory; torch's older files cannot be
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            "it cannot be read: it is damaged, or holds code beside tensors and is not to be trusted"
-        ) from error
-    except NO_CHECKPOINT as error:
-        raise ValueError(f"it cannot be read, for it is damaged or no checkpoint ({error})") from error
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
 def write_checkpoint(
@@ -65,7 +37,8 @@ def write_checkpoint(
     tensors |= with_prefix(VAE, tiny_autoencoder_to_ldm(vae))
     kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     remove_unfinished(path.parent, glob.escape(path.name))
-    write_bytes(path, save(kept, dict(metadata)))
+    with replacing(path) as beside:
+        write_durably(beside, lambda file: write_tensors(file, kept, metadata))
 
 
 def unet_from_ldm(tensors: Tensors) -> UNet2DConditionModel:
@@ -113,10 +86,15 @@ def text_encoder_from_ldm(tensors: Tensors) -> CLIPTextModel:
     """Return CLIP-L from its tensors without the prefix `cond_stage_model.transformer.text_model.`."""
     with init_empty_weights(include_buffers=False):
         text_encoder = CLIPTextModel(clip_config())
+    fill(text_encoder, text_encoder_weights(text_encoder, tensors), "CLIP text encoder")
+    return text_encoder
+
+
+def text_encoder_weights(text_encoder: CLIPTextModel, tensors: Tensors) -> Tensors:
+    """Return tensors without a prefix under the names that this version of transformers has."""
     tensors = {name: tensor for name, tensor in tensors.items() if name != "embeddings.position_ids"}
     nested = any(name.startswith("text_model.") for name in text_encoder.state_dict())
-    fill(text_encoder, with_prefix("text_model.", tensors) if nested else tensors, "CLIP text encoder")
-    return text_encoder
+    return with_prefix("text_model.", tensors) if nested else tensors
 
 
 def text_encoder_to_ldm(text_encoder: CLIPTextModel) -> Tensors:
@@ -170,7 +148,7 @@ def _count(shapes: Mapping[str, Sequence[int]], name: str) -> int:
 
 
 def tiny_autoencoder_from_ldm(tensors: Tensors) -> AutoencoderTiny:
-    scale, shift = tensors["vae_scale"].item(), tensors["vae_shift"].item()
+    scale, shift = (tensors[name].item() if name in tensors else 0.0 for name in ("vae_scale", "vae_shift"))
     if abs(scale - LATENT_SCALE) > 1e-3 or shift:
         raise ValueError(f"its autoencoder has vae_scale {scale:.5f} and vae_shift {shift}, not {LATENT_SCALE} and 0")
     layers = {name: tensor for name, tensor in tensors.items() if name.startswith("taesd_")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ...networks.recognise import kind_of_names
+from ...networks.shown import LONGEST
 from ...networks.sites import FAMILY_OF_CONTEXT
-from .ldm_checkpoint import (
-    autoencoder_from_ldm,
-    checkpoint_parts,
-    read_tensors,
-    text_encoder_from_ldm,
-    unet_from_ldm,
-)
+from ...networks.tensor_file import is_finite
+from .folder import check_autoencoder, read_folder
+from .ldm_checkpoint import autoencoder_from_ldm, checkpoint_parts, text_encoder_from_ldm, unet_from_ldm
+from .tensors import STRANGE, one_sentence, read_tensors, told
 from .tokenizer import clip_tokenizer
 
 log = logging.getLogger("stillmotion")
@@ -61,7 +59,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
     try:
         base = _from_folder(path, dtype) if path.is_dir() else _from_file(path, dtype)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be used as a base: {error}") from error
+        raise ValueError(f"{path} cannot be used as a base: {told(error, LONGEST)}") from error
     for name, part in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("autoencoder", base.vae)):
         check_finite(path, name, part)
         part.eval().requires_grad_(False)
@@ -77,7 +75,7 @@ def check_exists(path: Path) -> None:
 def check_finite(path: Path, name: str, part: nn.Module) -> None:
     """Refuse a broken base here: in training it would look like a run that diverged."""
     for key, tensor in part.state_dict().items():
-        if not tensor.isfinite().all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise ValueError(f"{path} cannot be used as a base: its {name} holds NaN or infinity in {key}")
 
 
@@ -92,50 +90,28 @@ def check_family(unet: UNet2DConditionModel) -> None:
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> Base:
-    missing = [part for part in ("unet", "text_encoder", "tokenizer", "vae") if not (path / part).is_dir()]
-    if missing:
-        raise ValueError(f"a diffusers model has a folder {missing[0]}, and this one has none")
-    autoencoder = _autoencoder_class(path / "vae" / "config.json")
-    here = {"torch_dtype": dtype, "local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(path / "unet", **here)
-    check_family(unet)
-    return Base(
-        unet,
-        CLIPTextModel.from_pretrained(path / "text_encoder", local_files_only=True).to(dtype),
-        CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
-        autoencoder.from_pretrained(path / "vae", **here),
-        **_schedule_of(path),
-    )
-
-
-def _autoencoder_class(file: Path) -> type[Autoencoder]:
-    kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
-    try:
-        name = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
-        return kinds[name]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"vae/config.json does not name one of {', '.join(kinds)} as its _class_name") from error
-
-
-def _schedule_of(path: Path) -> dict:
-    """Noise schedule, whether it ends in noise alone, and prediction type, as far as the folder names them."""
-    file = path / "scheduler" / "scheduler_config.json"
-    config = json.loads(file.read_text()) if file.exists() else {}
-    names = {"schedule": "beta_schedule", "prediction": "prediction_type", "zero_snr": "rescale_betas_zero_snr"}
-    return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+    unet, text_encoder, tokenizer, vae, schedule = read_folder(path, dtype, check_family)
+    return Base(unet, text_encoder, tokenizer, vae, **schedule)
 
 
 def _from_file(path: Path, dtype: torch.dtype) -> Base:
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()}
-    unet_tensors, text_tensors, vae_tensors = checkpoint_parts(tensors)
+    tensors = read_tensors(path)
+    unet_tensors, text_tensors, vae_tensors = (
+        {name: tensor.to(dtype) for name, tensor in part.items()} for part in checkpoint_parts(tensors)
+    )
     if not unet_tensors:
-        raise ValueError("it holds no U-Net; give a whole checkpoint, not a LoRA or another part of one")
-    unet = unet_from_ldm(unet_tensors)
+        kind = kind_of_names(tensors)
+        raise ValueError(f"it holds no U-Net; give a whole checkpoint{f', for it is {kind}' if kind else ''}")
+    with one_sentence("its tensors make no U-Net", STRANGE):
+        unet = unet_from_ldm(unet_tensors)
     check_family(unet)
     # the marks by which ComfyUI, too, knows models that predict the velocity, and schedules that end in noise alone
     prediction = "v_prediction" if "v_pred" in tensors else "epsilon"
     zero_snr = "ztsnr" in tensors
-    text_encoder, vae = text_encoder_from_ldm(text_tensors), autoencoder_from_ldm(vae_tensors)
+    text_encoder = text_encoder_from_ldm(text_tensors)
+    with one_sentence("its tensors make no autoencoder", STRANGE):
+        vae = autoencoder_from_ldm(vae_tensors)
+    check_autoencoder(vae)
     return Base(unet, text_encoder, clip_tokenizer(), vae, prediction=prediction, zero_snr=zero_snr)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...networks.formats.files import explained, read_any_motion_file, read_motion_adapter
 from ...networks.motion_file import MotionInfo
-from .ldm_checkpoint import read_tensors
+from .tensors import is_pickled_file, read_tensors
 
 
 def read_motion_module(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
@@ -19,9 +19,7 @@ def read_motion_module(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
     """
     if path.is_dir():
         return read_motion_adapter(path)
-    if path.suffix == ".safetensors":
-        return read_any_motion_file(path)
-    return explained(path, read_pickled(path))
+    return explained(path, read_pickled(path)) if is_pickled_file(path) else read_any_motion_file(path)
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:

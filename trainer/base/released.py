@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ...networks.formats.files import KINDS
+from ...networks.formats.files import kind_of
 from ...networks.formats.higen import from_higen, to_higen
 from ...networks.motion_file import MotionInfo, check_finite, check_fits, check_numbers, read_motion_file
 from ...networks.sites import structure_from_ldm
-from .ldm_checkpoint import Tensors, shapes_of, unet_from_ldm
+from .ldm_checkpoint import shapes_of, unet_from_ldm
 from .ldm_names import UNET, VAE, under, with_prefix
 from .motion_module import read_pickled
+from .tensors import STRANGE, Tensors, one_sentence
 
 TEXT_ENCODERS = "cond_stage_model.", "conditioner."
 """Names of a checkpoint's text encoder begin with one of these."""
@@ -34,12 +35,13 @@ def release_of(path: Path, tensors: Mapping[str, Tensor]) -> Release:
     Raises:
         ValueError: each kind of damage in its own sentence.
     """
-    check_numbers(path, {name: KINDS.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()})
+    check_numbers(path, {name: kind_of(tensor) for name, tensor in tensors.items()})
     check_finite(path, tensors)
     try:
-        release = Release(*from_higen(tensors))
-        unet_from_ldm(release.unet)
-    except (ValueError, IndexError) as error:  # the latter where the U-Net's structure is read off a flat weight
+        with one_sentence("its tensors make no network", STRANGE):
+            release = Release(*from_higen(tensors))
+            unet_from_ldm(release.unet)
+    except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
     return release
 
@@ -53,8 +55,9 @@ def read_parts(motion_file: Path, model: Path) -> Tensors:
     tensors = read_pickled(model)
     unet = under(UNET, tensors) or tensors
     try:
-        structure = structure_from_ldm(shapes_of(unet))
-        unet_from_ldm(unet)
+        with one_sentence("its tensors make no U-Net", STRANGE):
+            structure = structure_from_ldm(shapes_of(unet))
+            unet_from_ldm(unet)
     except ValueError as error:
         raise ValueError(f"{model} cannot be used: {error}") from error
     info, motion = read_motion_file(motion_file)

@@ -16,14 +16,16 @@ from torch import Tensor
 from ...networks import tensor_file
 from ...networks.atomic import remove_unfinished, replacing, write_bytes, write_durably
 from ...networks.formats import animatediff, motion_adapter
-from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS, explained
+from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS, explained, kind_of
 from ...networks.formats.higen import is_higen
 from ...networks.formats.modules import Format
 from ...networks.formats.motion_lora import merged
-from ...networks.motion_file import MotionInfo, check_finite
-from ..base.ldm_checkpoint import read_tensors, shapes_of
+from ...networks.motion_file import MotionInfo, check_finite, check_numbers, opened
+from ..base.ldm_checkpoint import shapes_of
 from ..base.motion_module import described, read_motion_module, read_pickled
 from ..base.released import Release, read_parts, release_of, whole_checkpoint
+from ..base.tensors import is_pickled_file, read_tensors
+from ..config import recorded, refuse_existing
 from ..options import ConvertOptions
 from ..run.checkpoints import same
 from ..run.export import check_written, library_versions, write_and_open
@@ -33,6 +35,7 @@ log = logging.getLogger("stillmotion")
 
 def convert(options: ConvertOptions) -> None:
     """Read, merge and write; every file is read back before it is called done."""
+    refuse_existing(options.overwrite, *files_written(options))
     if options.to == "higen":
         write_pickled(options.output, read_parts(options.input, options.model))
         log.info("%s is written", options.output)
@@ -44,8 +47,10 @@ def convert(options: ConvertOptions) -> None:
     for path in options.lora:
         tensors = with_lora(path, info, tensors, options.lora_strength)
     image_model = image_model_of(options, release)
+    if image_model:
+        refuse_existing(options.overwrite, image_model_path(options))
     if options.to == "stillmotion":
-        made_by = {**options.model_dump(mode="json"), "made_from": info.options}
+        made_by = {**recorded(options), "made_from": info.options}
         write_and_open(options.output, tensors, replace(info, options=made_by, versions=library_versions()))
     else:
         export(options, info, tensors)
@@ -56,13 +61,31 @@ def convert(options: ConvertOptions) -> None:
 
 def read(path: Path) -> tuple[MotionInfo, Mapping[str, Tensor], Release | None]:
     """Return what a file holds as a motion file does, and all of it where it is HiGen's release."""
-    if path.is_dir() or path.suffix == ".safetensors":
+    if path.is_dir() or not (is_pickled_file(path) or holds_release(path)):
         return *read_motion_module(path), None
     tensors = read_pickled(path)
     if not is_higen(tensors):
         return *explained(path, tensors), None
     release = release_of(path, tensors)
     return release.info, release.motion, release
+
+
+def holds_release(path: Path) -> bool:
+    """Tell whether a safetensors file is HiGen's release."""
+    with opened(path) as (_, header):
+        return is_higen(header.tensors)
+
+
+def files_written(options: ConvertOptions) -> list[Path]:
+    """Return what is written whatever the input is."""
+    if options.to == "motion-adapter":
+        return [options.output / ADAPTER_TENSORS, options.output / ADAPTER_CONFIG]
+    return [options.output]
+
+
+def image_model_path(options: ConvertOptions) -> Path:
+    kind = "checkpoint" if options.with_ else "unet"
+    return options.model or options.output.with_name(f"{options.output.stem}_{kind}.safetensors")
 
 
 def image_model_of(options: ConvertOptions, release: Release | None) -> Mapping[str, Tensor] | None:
@@ -75,8 +98,7 @@ def image_model_of(options: ConvertOptions, release: Release | None) -> Mapping[
 
 
 def write_image_model(options: ConvertOptions, tensors: Mapping[str, Tensor]) -> None:
-    kind = "checkpoint" if options.with_ else "unet"
-    path = options.model or options.output.with_name(f"{options.output.stem}_{kind}.safetensors")
+    path = image_model_path(options)
     write_tensors(path, tensors)
     node, folder = ("Load Checkpoint", "checkpoints") if options.with_ else ("Load Diffusion Model", "diffusion_models")
     log.info("%s is written, the image model: %s of ComfyUI reads it from models/%s", path, node, folder)
@@ -84,6 +106,7 @@ def write_image_model(options: ConvertOptions, tensors: Mapping[str, Tensor]) ->
 
 def with_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
     lora = read_pickled(path)
+    check_numbers(path, {name: kind_of(tensor) for name, tensor in lora.items()})
     check_finite(path, lora)
     try:
         return merged(info, tensors, lora, strength)
@@ -129,6 +152,7 @@ def write_adapter(folder: Path, config: dict, tensors: Mapping[str, Tensor]) -> 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    check_finite(path, tensors)  # before anything takes the place of an older file
     remove_unfinished(path.parent, glob.escape(path.name))
     with replacing(path) as beside:
         write_durably(beside, lambda file: tensor_file.write_tensors(file, tensors, {"format": "pt"}))
@@ -138,6 +162,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_pickled(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a state dict as torch does, and read it back by its checksums: with its tensors it would need the memory
     twice."""
+    check_finite(path, tensors)
     remove_unfinished(path.parent, glob.escape(path.name))
     with replacing(path) as beside:
         write_durably(beside, lambda file: torch.save(dict(tensors), file))

@@ -11,6 +11,7 @@ from PIL import Image
 from ..base.load import load_base
 from ..options import DemoOptions, FewShotOptions, ToyOptions
 from ..run.compare import Sample, sample_with
+from ..run.lock import locked
 from ..run.milestones import saves_of
 from ..show.pictures import contact_sheet, write_mp4, write_webp
 from ..toy.drawing import draw_clip, split_scenes
@@ -25,6 +26,11 @@ GUIDANCE = 4.0  # more is too much for a base that has seen so little
 
 def demo(options: DemoOptions) -> None:
     """Make a base, draw clips of one motion, learn it, and sample with and without what was learnt."""
+    with locked(options.output):
+        make(options)
+
+
+def make(options: DemoOptions) -> None:
     base = options.base or options.output / "base.safetensors"
     if options.base is None and not base.exists():
         log.info("1 of 4: a base model to learn with")

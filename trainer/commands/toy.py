@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Generator
 from ..base.ldm_checkpoint import write_checkpoint
 from ..base.load import Base
 from ..base.tokenizer import clip_tokenizer
+from ..config import refuse_existing
 from ..options import ToyOptions
 from ..show.pictures import contact_sheet
 from ..toy.autoencoder import train_autoencoder
@@ -30,6 +30,7 @@ COLUMNS, ROWS = 8, 5
 
 def make_toy(options: ToyOptions) -> None:
     """Train an autoencoder, then a U-Net, and write the checkpoint and a contact sheet beside it."""
+    refuse_existing(options.overwrite, options.output, *([sheet_of(options.output)] if options.steps else []))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = new_toy(options, device)
 
@@ -70,11 +71,10 @@ def toy_metadata(options: ToyOptions) -> dict[str, str]:
         "modelspec.title": "Stillmotion toy",
         "modelspec.description": "A small model to learn and test with. It draws one coloured shape on a coloured"
         " ground, as in 'a red circle on a blue background', and says nothing about the quality of any method.",
-        "modelspec.date": datetime.date.today().isoformat(),
         "modelspec.resolution": f"{PICTURE}x{PICTURE}",
         "modelspec.prediction_type": "epsilon",
         "modelspec.license": "Apache-2.0",
-        "stillmotion.toy": options.model_dump_json(exclude={"output"}),
+        "stillmotion.toy": options.model_dump_json(exclude={"output", "overwrite"}),
     }
 
 
@@ -89,9 +89,13 @@ def show_toy(base: Base, options: ToyOptions) -> None:
         log.info("%s captions: %s", name, ", ".join(f"{part} right in {share:.0%}" for part, share in right.items()))
         frames = to_bytes(pictures)
         rows += [(label(name, shown[i : i + COLUMNS]), frames[i : i + COLUMNS]) for i in range(0, len(shown), COLUMNS)]
-    path = options.output.with_suffix(".png")
+    path = sheet_of(options.output)
     contact_sheet(rows, path, COLUMNS)
     log.info("wrote %s, its contact sheet", path)
+
+
+def sheet_of(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".png")
 
 
 def label(name: str, scenes: list[Scene]) -> str:

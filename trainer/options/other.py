@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from ..config import Options
 from .common import ClipOptions, Seed
 
+Overwrite = Annotated[bool, Field(description="replace files that are there already")]
+
 
 class CheckOptions(ClipOptions):
     """Report which clips training would use, and why others cannot be."""
@@ -31,6 +33,7 @@ class ToyOptions(Options):
     )
     steps: Annotated[int, Field(ge=0, description="training steps of the U-Net; 0 writes random weights")] = 2000
     autoencoder_steps: Annotated[int, Field(ge=0, description="training steps of the autoencoder")] = 1100
+    overwrite: Overwrite = False
     unet: Annotated[Literal["small", "medium", "sd15"], Field(description="36.7, 44.3 or 111.5 M parameters")] = (
         "medium"
     )
@@ -67,6 +70,7 @@ class ConvertOptions(Options):
         Field(description="form in which it is written"),
     ] = "stillmotion"
     output: Annotated[Path, Field(description="file to write; for motion-adapter a folder")]
+    overwrite: Overwrite = False
     lora: Annotated[tuple[Path, ...], Field(description="AnimateDiff motion LoRAs to merge into it")] = ()
     lora_strength: Annotated[
         float, Field(ge=-10, le=10, description="factor of what they change; below 0: backwards")

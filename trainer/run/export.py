@@ -17,7 +17,7 @@ from ...networks.config import InflationConfig
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo, read_motion_info, write_motion_file
 from ...networks.sites import Structure
-from ...networks.tensor_file import tensors_in
+from ...networks.tensor_file import tensors_of
 from ..base.division import gather
 from .checkpoints import same
 from .loop import Training
@@ -67,7 +67,7 @@ def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) 
 def check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Check that a safetensors file holds these tensors, bit for bit, with one of them in memory at a time."""
     found = 0
-    for name, tensor in tensors_in(path):
+    for name, tensor in tensors_of(path):
         assert name in tensors and same(tensor, tensors[name]), f"{path} reads back differently"
         found += 1
     assert found == len(tensors), f"{path} reads back differently"

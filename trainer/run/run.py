@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ...networks.atomic import write_bytes
+from ...networks.atomic import replacing, write_durably
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo
+from ...networks.tensor_file import write_tensors
 from ..base.host import InflatedUNet
 from ..base.load import Base
 from ..base.spatial import Loras, exported
 from ..clips.batches import Batch, Plan
 from ..clips.cache import weights_hash
 from ..clips.inspect import ClipReport, write_sheet
-from ..config import as_toml, defaults_of
+from ..config import as_toml, defaults_of, recorded
 from ..losses.decoupling import Decoupling
 from ..losses.objective import Objective
 from ..options import SpatialOptions, TrainOptions
@@ -31,12 +31,13 @@ from .checkpoints import check_same_facts, facts_of, read_state, restore
 from .displacement import report
 from .estimate import advice, estimate_memory, seconds_of_a_step, time_step
 from .export import exported_weights, library_versions, write_and_open
+from .lock import locked
 from .loop import BatchSource, Training, backward, start_training, train
 from .milestones import Milestones, free_memory, run_name
 from .optimiser import Schedule
 from .requests import Requests
 from .runlog import RunLog
-from .session import Session
+from .session import Session, check_alone
 from .terms import terms_of
 from .training_set import TrainingSet
 from .workflow import write_workflow
@@ -62,8 +63,22 @@ def train_and_export(
 
     Raises:
         KeyboardInterrupt: Ctrl-C stopped it, and all is saved.
-        ValueError: it is not the run that it should go on with, does not fit into the GPU, or diverged.
+        ValueError: it is not the run that it should go on with, another one is in its folder, it does not fit into the
+            GPU, or diverged.
     """
+    with locked(session.options.output):
+        check_alone(session)
+        _train_and_export(session, base, clips, start, plan, decoupling)
+
+
+def _train_and_export(
+    session: Session,
+    base: Base,
+    clips: TrainingSet,
+    start: Inflation,
+    plan: Plan,
+    decoupling: Decoupling | None,
+) -> None:
     options, accelerator, base_hash = session.options, session.accelerator, weights_hash(base.unet)
     network = network_for(options, base, copy.deepcopy(start))
     objective = Objective(network, plan, terms_of(options, network, plan), decoupling)
@@ -244,9 +259,9 @@ def motion_info(
 ) -> MotionInfo:
     """Describe the motion file; of paths it keeps the last name, it is made to be shared.
 
-    Not whether the run was interrupted: its file says the same.
+    Not where it went and whether it was interrupted: its file says the same.
     """
-    given = options.model_dump(mode="json", exclude={"resume"})
+    given = recorded(options)
     paths = {name: value.name for name in given if isinstance(value := getattr(options, name), Path)}
     return MotionInfo(
         config=training.inflation.config,
@@ -333,6 +348,8 @@ def write_spatial(options: TrainOptions, training: Training, tensors: dict[str, 
     spatial = training.weights["spatial"]
     is_lora = isinstance(spatial, Loras)
     path = options.output / f"{run_name(options)}_{'lora' if is_lora else 'unet'}.safetensors"
-    write_bytes(path, save(exported(spatial, tensors, training.inflation.structure), {"format": "pt"}))
+    made = exported(spatial, tensors, training.inflation.structure)
+    with replacing(path) as beside:
+        write_durably(beside, lambda file: write_tensors(file, made, {"format": "pt"}))
     folder, node = ("loras", "Load LoRA") if is_lora else ("diffusion_models", "Load Diffusion Model")
     log.info("Wrote %s; put it into ComfyUI's models/%s, and load it with %s.", path, folder, node)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from ...samplers.schedules import Prediction
 from ..base.load import Base, check_exists, load_base
 from ..options import TrainOptions
+from .lock import check_unlocked
 from .milestones import last_save
 from .processes import make_accelerator, resolved_precision
 
@@ -37,12 +38,23 @@ def begin(options: TrainOptions) -> Session:
 
     Raises:
         FileNotFoundError: the base is not there.
-        ValueError: the output folder holds a run that nobody asked to resume, or the processes cannot work together.
+        ValueError: the output folder holds a run that nobody asked to resume, another run is in it, or the processes
+            cannot work together.
     """
+    check_unlocked(options.output)
     save = last_save(options)
     check_exists(options.base)
     options = options.model_copy(update={"precision": resolved_precision(options)})
     return Session(options, make_accelerator(options), save)
+
+
+def check_alone(session: Session) -> None:
+    """Raise ValueError where another run saved something in the folder since this one began."""
+    if last_save(session.options) != session.save:
+        raise ValueError(
+            f"--output {session.options.output} was used by another run meanwhile: start again with --resume, or choose"
+            " another --output"
+        )
 
 
 def load_image_model(path: Path) -> Base:

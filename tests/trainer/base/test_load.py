@@ -33,6 +33,9 @@ FAMILIES = {
 }
 
 
+BLOCKS = {"down": "Encoder", "up": "Decoder"}
+
+
 def small_unet(family="sd15", **changes):
     """Three levels of odd shapes, with attention at the lower two."""
     config = {
@@ -104,8 +107,9 @@ def test_a_failed_write_keeps_the_file_that_was_there(parts, tmp_path, monkeypat
 @pytest.fixture
 def folder(tmp_path):
     """A diffusers model, small where its loader allows."""
-    config = CLIPTextConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, scaling_factor=0.18215)
+    config = CLIPTextConfig(hidden_size=768, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    blocks = {f"{way}_block_types": (f"{way.title()}{kind}Block2D",) * 4 for way, kind in BLOCKS.items()}
+    vae = AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=8, scaling_factor=0.18215)
     parts = {"unet": small_unet(), "text_encoder": CLIPTextModel(config), "vae": vae, "tokenizer": clip_tokenizer()}
     for name, part in parts.items():
         part.save_pretrained(tmp_path / name)

@@ -195,8 +195,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, motion, animated
             "--input", tmp_path / "memory.safetensors", "--to", "animatediff", "--output", out),
         "short.ckpt cannot be used: it lacks": ("--input", tmp_path / "short.ckpt", "--output", out),
         "image.ckpt cannot be used: it holds no motion modules": ("--input", tmp_path / "image.ckpt", "--output", out),
-        "There is no motion file": ("--input", tmp_path / "none.safetensors", "--output", out),
-        "there is no file": ("--input", tmp_path / "none.ckpt", "--output", out),
+        "There is no motion file": ("--input", tmp_path / "none.ckpt", "--output", out),
         "folder is no MotionAdapter as diffusers saves one: it holds no config.json": (
             "--input", tmp_path / "folder", "--output", out),
         "ends in .safetensors": ("--input", path, "--output", tmp_path / "out"),

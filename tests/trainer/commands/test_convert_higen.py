@@ -73,7 +73,7 @@ def other_checkpoint(path, width=1024, without=""):
 def test_with_another_checkpoint_it_is_a_whole_one(tmp_path, file):
     path, kept = other_checkpoint(tmp_path / "sd21.safetensors")
     assert convert("--input", file, "--output", tmp_path / "motion.safetensors") == 0
-    assert convert("--input", file, "--output", tmp_path / "motion.safetensors", "--with", path) == 0
+    assert convert("--input", file, "--output", tmp_path / "motion.safetensors", "--with", path, "--overwrite") == 0
     unet = load_file(tmp_path / "motion_unet.safetensors")
     whole = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.items()} | kept
     assert equal(load_file(tmp_path / "motion_checkpoint.safetensors"), whole)
@@ -137,7 +137,7 @@ def test_options_that_do_not_go_together_are_said_in_one_line(tmp_path, file, ca
     no_vae, _ = other_checkpoint(tmp_path / "no_vae.safetensors", without="first_stage")
     no_text, _ = other_checkpoint(tmp_path / "no_text.safetensors", without="token_embedding")
     save_file(load_file(unet) | {"out.2.bias": torch.zeros(3)}, tmp_path / "broken.safetensors")
-    read, back = ("--input", file, "--output", motion), ("--input", motion, "--to", "higen")
+    read, back = ("--input", file, "--output", motion, "--overwrite"), ("--input", motion, "--to", "higen")
     lines = {
         "text encoder 768 wide; HiGen's release needs that of Stable Diffusion 2.x, 1024": (*read, "--with", narrow),
         "holds no autoencoder": (*read, "--with", no_vae),

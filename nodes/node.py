@@ -1,0 +1,59 @@
+"""What all our nodes have in common: their numbers are held to their schema before they run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+
+from .compat import io
+
+
+class Node(io.ComfyNode):
+    """Base of every node.
+
+    The host holds to the schema's limits only what is written into a graph, and lets NaN through even there; numbers
+    also come from other nodes. Whatever calls `execute` passes the check.
+    """
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        run = cls.__dict__.get("execute")
+        if run and not hasattr(run.__func__, "__wrapped__"):  # the host makes classes of our classes
+            cls.execute = classmethod(_checked(run.__func__))
+
+
+def _checked(run):
+    bind = inspect.signature(run).bind
+
+    @functools.wraps(run)
+    def execute(cls, *args, **kwargs):
+        check_numbers(cls.SCHEMA or cls.define_schema(), bind(cls, *args, **kwargs).arguments | kwargs)
+        return run(cls, *args, **kwargs)
+
+    return execute
+
+
+def check_numbers(schema: io.Schema, values: dict) -> None:
+    """Raise ValueError where a number is not finite, not whole where it should be, or outside the schema's limits."""
+    for known in schema.inputs:
+        value = values.get(known.id)
+        if isinstance(known, io.Float.Input | io.Int.Input) and value is not None:
+            whole = isinstance(known, io.Int.Input)
+            if not _is_number(value, whole) or not _is_within(value, known.min, known.max):
+                raise ValueError(
+                    f"{schema.display_name}: {known.id} is {str(value)[:50]}; it must be"
+                    f" {'a whole number' if whole else 'a number'} from {known.min:g} to {known.max:g}."
+                )
+
+
+def _is_number(value, whole: bool) -> bool:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return not isinstance(value, str) and math.isfinite(number) and (not whole or number.is_integer())
+
+
+def _is_within(value, least, most) -> bool:
+    return (least is None or value >= least) and (most is None or value <= most)
