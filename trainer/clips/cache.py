@@ -119,17 +119,22 @@ def encode_clip_frames(chunks: Iterable[np.ndarray], vae: nn.Module, encode: Cal
     """Encode frames uint8 (a few, height, width, 3) as they come, so that no clip is in memory as pixels."""
     weight = next(vae.parameters())
     progress = tqdm(chunks, desc=f"encoding {name}", unit_scale=CHUNK, unit=" frames", leave=False, delay=1)
-    return joined([encode(vae, to_network(chunk).to(weight)).cpu() for chunk in progress])
+    return joined(encode(vae, to_network(chunk).to(weight)).cpu() for chunk in progress)
 
 
-def joined(parts: list[Tensor]) -> Tensor:
-    """Return the parts one after the other, each let go when it has its place: torch.cat takes twice the memory."""
-    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
-    at = 0
-    for number, part in enumerate(parts):
-        whole[at : at + len(part)] = part
-        at, parts[number] = at + len(part), part[:0]
-    return whole
+def joined(parts: Iterable[Tensor]) -> Tensor:
+    """Return the parts, as they come, one after the other. They are copied into one place that grows: kept one by one
+    until the end they would lie scattered among the frames, whose memory could then not be given back."""
+    whole, count = torch.empty(0), 0
+    for part in parts:
+        if count + len(part) > len(whole):
+            larger = part.new_empty(2 * count + 8 * len(part), *part.shape[1:])
+            if count:
+                larger[:count] = whole[:count]
+            whole = larger
+        whole[count : count + len(part)] = part
+        count += len(part)
+    return whole[:count].clone()
 
 
 def clip_features(
@@ -151,7 +156,7 @@ def clip_features(
 
     def computed() -> Tensor:
         look.model.to(device)
-        return torch.cat([look.of_frames(to_network(chunk)) for chunk in Frames(source, fps, size=size)])
+        return joined(look.of_frames(to_network(chunk)) for chunk in Frames(source, fps, size=size))
 
     return cached(Path(folder) / f"{name}.safetensors", computed)
 

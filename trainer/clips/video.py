@@ -67,15 +67,17 @@ def video_shots(path: Path) -> Iterator[Shot]:
         stream = video_stream(container)
         if stream is None:
             raise ClipError("no video in it, only sound or data")
+        if stream.codec_context is None:
+            raise ClipError("its kind of video is not known, or its header is damaged")
         step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         aspect, convert, extra = aspect_of(stream), Converter(), ""
         first = last = None
-        for frame in whole_frames(intact_frames(container, stream)):
+        for frame, joined in whole_frames(intact_frames(container, stream)):
             time = frame.time
             if time is None or (last is not None and time <= last):
                 time = 0.0 if last is None else last + step
             if first is None:
-                first, extra = time, notes_on(frame, aspect)
+                first, extra = time, notes_on(frame, aspect, joined)
             last = time
             stay = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
             yield Shot(time - first, stay, upright_size(frame, aspect), partial(upright, frame, aspect, convert), extra)
@@ -87,12 +89,12 @@ def aspect_of(stream: av.VideoStream) -> float:
     return aspect if 1 / 4 < aspect < 4 else 1.0  # no camera's pixels; a broken header must not cost gigabytes
 
 
-def notes_on(frame: av.VideoFrame, aspect: float) -> str:
+def notes_on(frame: av.VideoFrame, aspect: float, joined: bool) -> str:
     turn = round(frame.rotation / 90) % 4 * 90
     notes = (
         f"turned by {turn}°" if turn else "",
         f"pixels {aspect:.3g} as wide as high" if aspect != 1 else "",
-        "interlaced, its fields joined" if frame.interlaced_frame else "",
+        "interlaced, its fields joined" if joined else "",
         note_on(frame),
     )
     return ", ".join(filter(None, notes))
@@ -128,13 +130,14 @@ def intact_frames(container: av.container.InputContainer, stream: av.VideoStream
         raise Damage("damaged or cut off") from error
 
 
-def whole_frames(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Return the frames with the two fields of interlaced ones made one picture, as players do."""
+def whole_frames(frames: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Return the frames with the two fields of interlaced ones made one picture, as players do; and whether some
+    were."""
     for frame in frames:
         if frame.interlaced_frame:
-            yield from deinterlaced(chain([frame], frames))
+            yield from ((whole, True) for whole in deinterlaced(chain([frame], frames)))
             return
-        yield frame
+        yield frame, False
 
 
 def deinterlaced(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
