@@ -101,11 +101,14 @@ class Converter:
             ClipError: no player's conversion is known for its colours.
         """
         marks = marks_of(frame)
-        if self.graph is None or marks != self.marks:
-            refuse_what_has_no_match(marks)
-            self.marks, self.graph = marks, graph_for(marks, frame)
-        self.graph.push(frame)
-        shown = self.graph.pull()
+        try:
+            if self.graph is None or marks != self.marks:
+                refuse_what_has_no_match(marks)
+                self.marks, self.graph = marks, graph_for(marks, frame)
+            self.graph.push(frame)
+            shown = self.graph.pull()
+        except av.FFmpegError as error:
+            raise ClipError(f"its pixels ({marks.pixels}) cannot be made RGB ({error.strerror})") from error
         if has_alpha(marks.pixels):
             return on_white(shown.to_ndarray())
         return Image.fromarray(shown.to_ndarray())

@@ -20,7 +20,7 @@ from pathlib import Path
 from webdataset.shardlists import expand_urls
 
 from .cache import content_hash, name_of
-from .folders import Aside, Directory, captioned, name_in, samples_in, walk, words_in
+from .folders import Aside, Directory, captioned, name_in, samples_in, strangers, walk, words_in
 from .kinds import CLIP_SUFFIXES, is_clip, picture_files
 from .shot import ClipError
 from .source import Source
@@ -155,6 +155,8 @@ class Folder(Shard):
                 yield from samples_in(directory, self.folder, self.caption, self.aside)
         elif self.path.is_dir() or is_clip(self.path):
             beside = words_in(self.path.parent.iterdir())
+            inside = strangers(self.path) if self.path.is_dir() else []
+            self.aside.add(name_in(file, self.folder) for file in inside)
             yield from captioned([self.path], beside, self.folder, self.caption)
 
     def stamp(self) -> str:
