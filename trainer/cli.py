@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import io
 import logging
 import os
 import sys
@@ -34,6 +35,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    show_all_letters()
     try:
         run(arguments)
     except KeyboardInterrupt:
@@ -62,6 +64,13 @@ def run(arguments: list[str]):
     logging.getLogger("stillmotion").info("%s %s\n%s", program(), name, as_toml(chosen))
     function = getattr(importlib.import_module(f".commands.{command.module}", __package__), command.function)
     function(chosen)
+
+
+def show_all_letters():
+    """Have a console that lacks a letter show something in its place: without this the program would end there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def overview() -> str:

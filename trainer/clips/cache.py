@@ -7,7 +7,7 @@ window starts and which part of the frame it shows is chosen afterwards, so the 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,14 @@ from tqdm import tqdm
 from ...networks.atomic import write_bytes
 from ..base.features import FeatureModel
 from ..base.load import encode_captions, encode_frames
-from .decoding import picture_files
-from .find import Source, decode
+from .frames import CHUNK, Frames
+from .kinds import picture_files
+from .shot import ClipError
+from .source import Source
 
 log = logging.getLogger("stillmotion")
 
-FORMAT = 1  # raised when decoding, scaling or the file's layout changes, so that old files are not taken for new ones
-BATCH = 8  # frames that are encoded at once
+FORMAT = 2  # raised when decoding, scaling or the file's layout changes, so that old files are not taken for new ones
 
 
 def cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
@@ -77,9 +78,15 @@ def name_of(*parts) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Return SHA-256 of a clip's bytes, whatever its name is."""
+    """Return SHA-256 of a clip's bytes, whatever its name is.
+
+    Raises:
+        ClipError: it is no file any more.
+    """
     if path.is_dir():
         return name_of([content_hash(picture) for picture in picture_files(path)])
+    if not path.is_file():  # a pipe would be waited for, for ever
+        raise ClipError("not a file that can be read")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -104,16 +111,30 @@ def clip_latents(
 
 @torch.no_grad()
 def encode_clip(source: Source, fps: float, size: tuple[int, int], vae: nn.Module, encode: Callable) -> Tensor:
-    return encode_clip_frames(decode(source, fps, size=size).frames, vae, encode, source.name)
+    return encode_clip_frames(Frames(source, fps, size=size), vae, encode, source.name)
 
 
 @torch.no_grad()
-def encode_clip_frames(frames: np.ndarray, vae: nn.Module, encode: Callable, name: str = "") -> Tensor:
-    """Encode frames uint8 (n, height, width, 3), a few at once."""
-    batches = np.split(frames, range(BATCH, len(frames), BATCH))
+def encode_clip_frames(chunks: Iterable[np.ndarray], vae: nn.Module, encode: Callable, name: str = "") -> Tensor:
+    """Encode frames uint8 (a few, height, width, 3) as they come, so that no clip is in memory as pixels."""
     weight = next(vae.parameters())
-    progress = tqdm(batches, desc=f"encoding {name}", unit_scale=BATCH, unit=" frames", leave=False, delay=1)
-    return torch.cat([encode(vae, to_network(batch).to(weight)).cpu() for batch in progress])
+    progress = tqdm(chunks, desc=f"encoding {name}", unit_scale=CHUNK, unit=" frames", leave=False, delay=1)
+    return joined(encode(vae, to_network(chunk).to(weight)).cpu() for chunk in progress)
+
+
+def joined(parts: Iterable[Tensor]) -> Tensor:
+    """Return the parts, as they come, one after the other. They are copied into one place that grows: kept one by one
+    until the end they would lie scattered among the frames, whose memory could then not be given back."""
+    whole, count = torch.empty(0), 0
+    for part in parts:
+        if count + len(part) > len(whole):
+            larger = part.new_empty(2 * count + 8 * len(part), *part.shape[1:])
+            if count:
+                larger[:count] = whole[:count]
+            whole = larger
+        whole[count : count + len(part)] = part
+        count += len(part)
+    return whole[:count].clone()
 
 
 def clip_features(
@@ -134,10 +155,8 @@ def clip_features(
     name = name_of("features", content_hash(source.path), float(fps), size, look.kind, weights)
 
     def computed() -> Tensor:
-        frames = decode(source, fps, size=size).frames
         look.model.to(device)
-        batches = np.split(frames, range(BATCH, len(frames), BATCH))
-        return torch.cat([look.of_frames(to_network(batch)) for batch in batches])
+        return joined(look.of_frames(to_network(chunk)) for chunk in Frames(source, fps, size=size))
 
     return cached(Path(folder) / f"{name}.safetensors", computed)
 

@@ -1,19 +1,15 @@
-"""Captions of clips, from a text file beside each clip, from metadata.jsonl, or from a .csv file."""
+"""The words of captions in files of any encoding: beside a clip, or in the rows of a table."""
 
-import csv
+from __future__ import annotations
+
 import json
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
+from .source import is_text
 
-@dataclass(frozen=True)
-class Caption:
-    """A clip's entry in a caption file; `clip` is its path in the folder, in a .txt file's case without suffix."""
-
-    clip: str
-    text: str
-    origin: str
+LONGEST_CAPTION = 2**20  # bytes; a novel has as many, and CLIP reads 75 tokens
+MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # at the beginning of what Windows calls Unicode
 
 
 def clip_key(name: str) -> str:
@@ -23,45 +19,69 @@ def clip_key(name: str) -> str:
     return name.removeprefix("./")
 
 
-def read_text(path: Path) -> str:
+def encoding_of(beginning: bytes) -> str:
+    return MARKS.get(beginning[:2], "utf-8-sig")
+
+
+def read_caption(path: Path, name: str) -> str:
+    """Return the caption in a file of its own, on one line.
+
+    Raises:
+        ValueError: it is too long, no text, or cannot be read; the message names the file by `name`.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(LONGEST_CAPTION + 1)
+    except OSError as error:
+        raise ValueError(f"its caption {name} cannot be read ({error.strerror})") from error
+    return " ".join(decoded(data, name).split())
+
+
+def decoded(data: bytes, name: str) -> str:
+    if len(data) > LONGEST_CAPTION:
+        raise ValueError(f"{name} has more than {LONGEST_CAPTION} bytes, which a caption has not")
+    try:
+        return data.decode(encoding_of(data))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it again as UTF-8") from error
+        raise ValueError(f"{name} is not UTF-8 text; save it again as UTF-8") from error
 
 
-def read_caption_text(path: Path, name: str) -> Caption:
-    """Return the caption in a .txt file, on one line."""
-    return Caption(clip_key(name).removesuffix(path.suffix), " ".join(read_text(path).split()), name)
+def object_in(text: str, origin: str) -> dict:
+    """Return the JSON object that a text is.
 
-
-def read_metadata(path: Path) -> list[Caption]:
-    """Return the captions in a metadata.jsonl file: one object a line, with file_name and text (or caption)."""
-    captions = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip():
-            captions.append(caption_of_row(parse_line(line, path, number), f"{path.name}, line {number}"))
-    return captions
-
-
-def parse_line(line: str, path: Path, number: int) -> dict:
+    Raises:
+        ValueError: it is none, or says one thing twice; the message begins with `origin`.
+    """
     try:
-        row = json.loads(line)
+        row = json.loads(text, object_pairs_hook=lambda pairs: once(pairs, origin))
+    except RecursionError as error:
+        raise ValueError(f"{origin} is not JSON that can be read: it is nested too deeply (recursion)") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name}, line {number} is not JSON: {error}") from error
+        raise ValueError(f"{origin} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{path.name}, line {number} is not an object such as {{'file_name': ..., 'text': ...}}")
+        raise ValueError(f"{origin} is not an object such as {{'file_name': ..., 'text': ...}}")
     return row
 
 
-def read_table(path: Path) -> list[Caption]:
-    """Return the captions in a .csv file with the columns file_name and text (or caption)."""
-    rows = csv.DictReader(read_text(path).splitlines(keepends=True))
-    return [caption_of_row(row, f"{path.name}, line {rows.line_num}") for row in rows]
+def once(pairs: list[tuple[str, object]], origin: str) -> dict:
+    """Make an object of its pairs; of two with one name json would take the last and say nothing."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{origin} says {twice!r} twice")
+    return row
 
 
-def caption_of_row(row: dict, origin: str) -> Caption:
+def caption_of(row: dict, origin: str) -> tuple[str, str]:
+    """Return a row's clip and caption, on one line each.
+
+    Raises:
+        ValueError: one of them is not there, or no text (JSON can spell halves of letters); begins with `origin`.
+    """
     name, text = row.get("file_name"), row.get("text", row.get("caption"))
     if not isinstance(name, str) or not isinstance(text, str):
-        raise ValueError(f"{origin} needs file_name and text (or caption); it has {', '.join(map(str, row))}")
-    return Caption(clip_key(name), " ".join(text.split()), origin)
+        raise ValueError(f"{origin} needs file_name and text (or caption); it has {', '.join(map(repr, row))[:200]}")
+    if not is_text(name + text):
+        raise ValueError(f"{origin} is no text: there is half of a letter in it (surrogates)")
+    return clip_key(name), " ".join(text.split())

@@ -1,20 +1,27 @@
 """Which clips training would use, what it would see of them, and why others cannot be."""
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from ..show.pictures import Motion, contact_sheet, motion_amount
-from .decoding import ClipError
-from .find import ClipFormat, Source, decode, fit, too_short
+from ..show.pictures import Motion, MotionMeter, contact_sheet
+from .frames import Frames, fit, too_short
+from .shards import opened
+from .shot import ClipError
+from .source import ClipFormat, Source, printable
 
 log = logging.getLogger("stillmotion")
 
 STILL = 0.05  # percent of the width from frame to frame, below which a clip does not move to the eye
+NAMED = 10  # clips that cannot be used which an error names, of many
+LISTED = 20  # and a table or a sheet
+SHOWN = 200  # clips on a sheet
 
 
 @dataclass(frozen=True)
@@ -36,86 +43,115 @@ class ClipReport:
     window: np.ndarray | None = None
 
 
-def inspect_clips(sources: Iterable[Source], form: ClipFormat) -> list[ClipReport]:
-    """Decode every clip and report what it is, or why it cannot be used."""
-    return [inspect(source, form) for source in tqdm(sources, desc="reading clips", unit="clip", leave=False)]
+def inspect_clips(
+    sources: Iterable[Source], form: ClipFormat, remark: Callable[[str], str] = lambda caption: ""
+) -> list[ClipReport]:
+    """Decode every clip and report what it is, or why it cannot be used; each once, whatever captions it has.
+
+    Args:
+        remark: what is worth knowing of a caption, or nothing.
+    """
+    return [report(source, form, remark) for source in tqdm(sources, desc="reading clips", unit="clip", leave=False)]
+
+
+def report(source: Source, form: ClipFormat, remark: Callable[[str], str]) -> ClipReport:
+    try:
+        with opened(source) as clip:
+            found = replace(inspect(clip, form), source=source)
+    except ClipError as error:
+        return ClipReport(source, str(error))
+    note = ", ".join(filter(None, (found.note, remark(source.caption))))
+    return replace(found, note=note)
 
 
 def inspect(source: Source, form: ClipFormat) -> ClipReport:
-    """Decode one clip and report what it is."""
-    if source.missing:
-        return ClipReport(source, source.problem)
+    """Decode one clip, a few frames at a time, and report what it is."""
+    read, meter, first = Frames(source, form.fps, size=form.size), MotionMeter(), []
     try:
-        clip = decode(source, form.fps, size=form.size)
+        for chunk in read:
+            meter.add(chunk)
+            first += list(chunk[: max(0, form.frames - len(first))])
     except ClipError as error:
         return ClipReport(source, str(error))
-    count = len(clip.frames)
-    short = too_short(clip.seconds, count, form.fps, form.frames, clip.note) if count < form.frames else None
-    motion, window = motion_amount(clip.frames), fit(clip.frames[: form.frames], form.size)
-    still = "nothing moves in it" if motion.flow < STILL else ""
-    notes = ", ".join(filter(None, (clip.note, still)))
-    return ClipReport(
-        source, short or source.problem, notes, count, clip.seconds, clip.native_fps, clip.native_size, motion, window
-    )
+    shots, motion = read.shots, meter.motion()
+    short = too_short(shots.seconds, read.count, form.fps, form.frames, shots.damage)
+    problem = (short if read.count < form.frames else None) or source.problem
+    notes = ", ".join(filter(None, (shots.note, "nothing moves in it" if motion.flow < STILL else "")))
+    window = fit(np.stack(first), form.size)
+    return ClipReport(source, problem, notes, read.count, shots.seconds, read.native_fps, shots.size, motion, window)
 
 
 def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
     """Return the sources of the clips that can be used.
 
     Raises:
-        ValueError: some cannot and `skip_bad` is off, or none can; every one is named with its reason.
+        ValueError: some cannot and `skip_bad` is off, or none can; they are named with their reasons, of many the
+            first few.
     """
     good = [report.source for report in reports if not report.problem]
-    bad = "; ".join(f"{report.source.name}: {report.problem}" for report in reports if report.problem)
+    bad, count = named([report for report in reports if report.problem]), len(reports) - len(good)
     if not good:
         raise ValueError(f"None of the {len(reports)} clips can be used: {bad}")
     if bad and not skip_bad:
         raise ValueError(
-            f"{len(reports) - len(good)} of {len(reports)} clips cannot be used; mend them, take them away, or leave "
-            f"them out with --skip-bad: {bad}"
+            f"{count} of {len(reports)} clips cannot be used; mend them, take them away, or leave them out with"
+            f" --skip-bad: {bad}"
         )
     if bad:
-        log.warning("%d of %d clips are left out: %s", len(reports) - len(good), len(reports), bad)
+        log.warning("%d of %d clips are left out: %s", count, len(reports), bad)
     return good
 
 
+def named(bad: list[ClipReport]) -> str:
+    more = [f"and {len(bad) - NAMED} others"] if len(bad) > NAMED else []
+    return "; ".join([*(f"{printable(r.source.name)}: {r.problem}" for r in bad[:NAMED]), *more])
+
+
 def table(reports: list[ClipReport]) -> str:
-    """Return the reports as text, a line each below a head."""
+    """Return the reports as text, a line each below a head; of many clips that are not there, the first few."""
     head = ("clip", "seconds", "fps", "size", "frames", "flow %", "diff", "caption", "status")
-    rows = [head, *map(cells, reports)]
+    listed, left = without_most_bad(reports)
+    rows = [head, *map(cells, listed)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     lines = ("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    more = [f"and {left} others that cannot be used"] if left else []
+    return "\n".join([*(line.rstrip() for line in lines), *more])
+
+
+def without_most_bad(reports: list[ClipReport]) -> tuple[list[ClipReport], int]:
+    """Return the reports with the first few alone of those that cannot be used, and how many are left out."""
+    listed, bad = [], 0
+    for found in reports:
+        bad += bool(found.problem)
+        if not found.problem or bad <= LISTED:
+            listed.append(found)
+    return listed, len(reports) - len(listed)
 
 
 def cells(report: ClipReport) -> tuple[str, ...]:
-    caption = shortened(report.source.caption, 40) or "-"
+    name, caption = printable(report.source.name), shortened(report.source.caption, 40) or "-"
     status = report.problem or ("ok" + (f" ({report.note})" if report.note else ""))
     if report.motion is None:
-        return (report.source.name, *["-"] * 6, caption, status)
+        return (name, *["-"] * 6, caption, status)
     size = "{}x{}".format(*report.native_size)
     numbers = (f"{report.seconds:.2f}", f"{report.native_fps:.4g}", size, str(report.count))
-    return (
-        report.source.name,
-        *numbers,
-        f"{report.motion.flow:.2f}",
-        f"{report.motion.difference:.1f}",
-        caption,
-        status,
-    )
+    return (name, *numbers, f"{report.motion.flow:.2f}", f"{report.motion.difference:.1f}", caption, status)
 
 
 def shortened(text: str, length: int) -> str:
+    text = printable(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def write_sheet(reports: list[ClipReport], path: Path, columns: int = 8) -> None:
-    """Return the contact sheet of what training sees; the clips that cannot be used come with the reason."""
-    contact_sheet([(label(report), None if report.problem else report.window) for report in reports], path, columns)
+    """Write the contact sheet of what training sees; the clips that cannot be used come with the reason."""
+    shown = without_most_bad(reports)[0][:SHOWN]
+    contact_sheet([(label(report), None if report.problem else report.window) for report in shown], path, columns)
 
 
 def label(report: ClipReport) -> str:
     if report.problem:
-        return f"{report.source.name}: {report.problem}"
+        return f"{printable(report.source.name)}: {report.problem}"
     motion = f"{report.seconds:.1f} s, moves {report.motion.flow:.2f} %" if report.motion else ""
-    return "\n".join(filter(None, (report.source.name, report.source.caption, motion, report.note)))
+    caption = shortened(report.source.caption, 400)
+    return "\n".join(filter(None, (printable(report.source.name), caption, motion, report.note)))

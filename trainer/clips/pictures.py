@@ -9,9 +9,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from .cache import cached, content_hash, encode_clip_frames, name_of
-from .decoding import BESIDE, STILLS, cover, load_still
-from .find import Source
-from .shards import Folder, Kinds, Shard, Tar, groups, shards_of, visible
+from .decoding import cover
+from .folders import captioned, name_in, pictures_in, walk, words_in
+from .kinds import STILLS
+from .shards import Folder, Kinds, Shard, Tar, shards_of
+from .source import Source
+from .stills import load_still
 from .tars import tar_samples
 
 PICTURE_KINDS = tuple(sorted(suffix.removeprefix(".") for suffix in STILLS))
@@ -20,34 +23,22 @@ PICTURE_KINDS = tuple(sorted(suffix.removeprefix(".") for suffix in STILLS))
 class PictureFolder(Folder):
     """The pictures below a folder, each a sample of its own; or a single picture."""
 
-    def __iter__(self) -> Iterator[Source]:
-        for files in self.directories(self.path if self.path.is_dir() else self.path.parent):
-            for group in groups(files):
-                yield from self.samples(group)
+    def samples(self) -> Iterator[Source]:
+        if self.path.is_dir():
+            for directory in walk(self.path, sequences=False):
+                yield from captioned(pictures_in(directory), words_in(directory.files), self.folder, self.caption)
+        elif self.path.suffix.lower() in STILLS:
+            yield from captioned([self.path], words_in(self.path.parent.iterdir()), self.folder, self.caption)
 
     def stamp(self) -> str:
         return name_of([source.name for source in self])
-
-    def directories(self, folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[list[Path]]:
-        """Return the pictures in a folder with what may caption them, then those in each folder of it."""
-        above |= {folder.resolve(), *folder.resolve().parents}
-        entries = visible(folder)
-        alone = self.path if not self.path.is_dir() else None
-        yield [e for e in entries if e.is_file() and (is_picture(e) and alone in (None, e) or e.suffix in BESIDE)]
-        for entry in entries if alone is None else ():
-            if entry.is_dir() and entry.resolve() not in above:
-                yield from self.directories(entry, above)
 
 
 class PictureTar(Tar):
     """The samples of a tar file whose pictures have captions of the same name."""
 
-    def __iter__(self) -> Iterator[Source]:
-        return tar_samples(self.path, self.name, self.caption, PICTURE_KINDS)
-
-
-def is_picture(path: Path) -> bool:
-    return path.suffix.lower() in STILLS
+    def samples(self) -> Iterator[Source]:
+        return tar_samples(self.path, name_in(self.path, self.folder), self.caption, PICTURE_KINDS, self.aside)
 
 
 def picture_shards(images: Path, caption: str | None = None) -> list[Shard]:
@@ -63,6 +54,6 @@ def picture_latents(
     name = name_of("picture", content_hash(source.path), size, weights)
 
     def encoded() -> Tensor:
-        return encode_clip_frames(np.array(cover(load_still(source.path), size))[None], vae, encode)
+        return encode_clip_frames([np.array(cover(load_still(source.path), size))[None]], vae, encode)
 
     return cached(Path(folder) / f"{name}.safetensors", encoded)

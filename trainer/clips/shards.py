@@ -1,4 +1,4 @@
-"""Sets of clips too large for a list: folders, tables and tar files, read one sample after the other.
+"""Sets of clips of any size: folders, tables and tar files, read one sample after the other.
 
 A sample is a Source: its name, its caption, and where the clip lies. Iterating decodes nothing and keeps nothing, so
 that passing over samples is cheap. What cannot be used is a sample with a problem, and has its place like the others.
@@ -6,7 +6,6 @@ that passing over samples is cheap. What cannot be used is a sample with a probl
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
@@ -14,22 +13,23 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
 from .cache import content_hash, name_of
-from .captions import caption_of_row, clip_key, parse_line
-from .decoding import BESIDE, ClipError, natural_key, picture_files
-from .find import Source, captioned, clip_name, find_clips, read_captions
+from .folders import Aside, Directory, captioned, name_in, samples_in, strangers, walk, words_in
+from .kinds import CLIP_SUFFIXES, is_clip, picture_files
+from .shot import ClipError
+from .source import Source
+from .tables import is_table, samples_of
 from .tars import Member, tar_samples, unpacked
 
 log = logging.getLogger("stillmotion")
 
 PACKED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
-IN_FOLDERS = re.compile(rf"(\.tar|{PACKED.pattern[:-1]}|\.csv|^metadata\.jsonl)$", re.IGNORECASE)
 STAMP = 2**16  # bytes of a tar file, from its start, that its stamp depends on
 
 
@@ -38,23 +38,30 @@ class Shard(ABC):
     """A part of a set. Iterating gives its samples, at least one, always in the same order.
 
     `folder` is where the names in it start, `prefix` what stands before them to tell several folders apart, `caption`,
-    if any, that of all samples.
+    if any, that of all samples. `aside` keeps count of what is no sample.
     """
 
     path: Path
     folder: Path
     prefix: str = ""
     caption: str | None = None
+    aside: Aside = field(default_factory=Aside, compare=False, repr=False)
 
     @property
     def name(self) -> str:
-        return self.named(clip_name(self.path, self.folder))
+        return self.named(name_in(self.path, self.folder))
 
     def named(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
+    def __iter__(self) -> Iterator[Source]:
+        for source in self.samples():
+            yield replace(source, name=self.named(source.name)) if self.prefix else source
+        self.aside.say(self.path)
+
     @abstractmethod
-    def __iter__(self) -> Iterator[Source]: ...
+    def samples(self) -> Iterator[Source]:
+        """Return the samples with names that start in `folder`."""
 
     @abstractmethod
     def stamp(self) -> str:
@@ -72,7 +79,7 @@ def shards_of(videos: Path | str, caption: str | None = None, kinds: Kinds | Non
 
     Raises:
         FileNotFoundError: something does not exist.
-        ValueError: a folder holds no clips, or a tar file is compressed.
+        ValueError: a folder holds no clips, a file is none, or a tar file is compressed.
     """
     kinds = kinds or CLIPS
     paths = [Path(name).absolute() for name in expanded(Path(videos))]  # absolute, so that "." has a name
@@ -96,166 +103,87 @@ def expanded(videos: Path) -> list[str]:
         ) from error
 
 
+def is_branch(path: Path) -> bool:
+    """Tell whether a path is a folder to look for clips in: neither a file, nor itself a clip."""
+    return path.is_dir() and not picture_files(path)
+
+
 def parts_of(path: Path, folder: Path, prefix: str, caption: str | None, kinds: Kinds) -> Sequence[Shard]:
     """Return the tar files if there are any, or else the tables, or else the clips, of a folder or one file."""
-    below = (file for files in directories(path) for file in files) if path == folder else ()
-    files = [file for file in below if IN_FOLDERS.search(file.name)] or [path]
+    if path != folder:
+        return [part_of(path, folder, prefix, caption, kinds)]
+    files = [file for directory in walk(path) for file in directory.files]
     if packed := [file for file in files if PACKED.search(file.name)]:
         raise ValueError(f"{packed[0]} is compressed, so that no clip in it can be found; make it a plain .tar file")
     tars = [file for file in files if file.suffix.lower() == ".tar"]
-    tables = [file for file in files if file.suffix.lower() in (".csv", ".jsonl")]
-    if path == folder and caption is not None:
-        tables = []  # they would only say other captions
+    tables = [file for file in files if is_table(file)] if caption is None else []  # they would say other captions
     if not tars and not tables:
         return [checked(kinds.folder(path, folder, prefix, caption), kinds)]
-    if path == folder:
-        kind, first = "tar files" if tars else "tables", (tars or tables)[0].name
-        log.info("Of %s its %s alone are read: %d, from %s on", folder, kind, len(tars or tables), first)
+    kind, first = "tar files" if tars else "tables", (tars or tables)[0].relative_to(folder)
+    others = sum(file.suffix.lower() in CLIP_SUFFIXES for file in files)
+    more = f"; {others} clips lie in it, of which those that {kind} do not name are left out" if others else ""
+    log.info("Of %s its %s alone are read: %d, from %s on%s", folder, kind, len(tars or tables), first, more)
     return [(kinds.tar if tars else Table)(file, folder, prefix, caption) for file in tars or tables]
 
 
+def part_of(path: Path, folder: Path, prefix: str, caption: str | None, kinds: Kinds) -> Shard:
+    """Return what one file, or a folder that is one clip, is of a set."""
+    if PACKED.search(path.name):
+        raise ValueError(f"{path} is compressed, so that no clip in it can be found; make it a plain .tar file")
+    if path.suffix.lower() in (".csv", ".jsonl") and path.is_file():
+        return Table(path, folder, prefix, caption)
+    if path.suffix.lower() == ".tar":
+        return kinds.tar(path, folder, prefix, caption)
+    return checked(kinds.folder(path, folder, prefix, caption), kinds)
+
+
 def checked(folder: Folder, kinds: Kinds) -> Folder:
-    if all(source.missing for source in folder):
+    if next(iter(folder.samples()), None) is None:
+        if not folder.path.is_dir():
+            raise ValueError(f"{folder.path} is no clip; give a folder with {kinds.name}, or one of them")
         raise ValueError(f"{folder.path} holds no {kinds.name}{kinds.none_of}")
+    folder.aside.__init__()  # what was looked at so far comes again
     return folder
 
 
 class Folder(Shard):
-    """The clips below a folder as `find_clips` knows them, without tables; or a single clip."""
+    """The clips below a folder, or a single one, with the captions beside them."""
 
-    def __iter__(self) -> Iterator[Source]:
+    def samples(self) -> Iterator[Source]:
         if self.path == self.folder:
-            for files in directories(self.path):
-                for group in groups(files):
-                    yield from self.samples(group)
-        else:
-            for source in find_clips(self.path, self.caption):
-                yield replace(source, name=self.named(source.name))
+            for directory in walk(self.path):
+                yield from samples_in(directory, self.folder, self.caption, self.aside)
+        elif self.path.is_dir() or is_clip(self.path):
+            beside = words_in(self.path.parent.iterdir())
+            inside = strangers(self.path) if self.path.is_dir() else []
+            self.aside.add(name_in(file, self.folder) for file in inside)
+            yield from captioned([self.path], beside, self.folder, self.caption)
 
     def stamp(self) -> str:
         """Return a hash of the files' names; 100,000 of them may lie far away, and are not read."""
         digest = blake2b(digest_size=16)
-        for files in directories(self.path) if self.path == self.folder else [[self.path]]:
-            for file in files:
-                digest.update(repr(clip_name(file, self.folder)).encode())
+        below = walk(self.path) if self.path == self.folder else [Directory(self.path.parent, [self.path])]
+        for directory in below:
+            for file in (*directory.files, *directory.sequences):
+                digest.update(repr(name_in(file, self.folder)).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
-
-    def samples(self, files: list[Path]) -> list[Source]:
-        """Return the clips among files that belong together, and captions of clips that are not there."""
-        clips = {clip_name(file, self.folder): file for file in files if is_clip(file)}
-        if self.caption is not None:
-            sources = [Source(path, name, self.caption) for name, path in clips.items()]
-        else:
-            try:
-                sources = captioned(self.folder, clips, read_captions(self.folder, files))
-            except ValueError as error:  # a caption that is not text
-                named = clips or {clip_name(files[0], self.folder): files[0]}
-                sources = [Source(path, name, "", str(error), not clips) for name, path in named.items()]
-        return [replace(source, name=self.named(source.name)) for source in sources]
-
-
-def directories(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[list[Path]]:
-    """Return the files in a folder, and then those in each folder of it, in natural order.
-
-    What `find_clips` takes for one clip counts as a file: a folder of pictures, an empty one, a link back.
-    """
-    above |= {folder.resolve(), *folder.resolve().parents}
-    files, folders = [], []
-    for entry in visible(folder):
-        (folders if entry.is_dir() and entry.resolve() not in above and is_branch(entry) else files).append(entry)
-    yield files
-    for entry in folders:
-        yield from directories(entry, above)
-
-
-def visible(folder: Path) -> list[Path]:
-    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    return sorted(entries, key=lambda entry: natural_key(entry.name))
-
-
-def is_branch(path: Path) -> bool:
-    """Tell whether a path is a folder to look for clips in: neither a file, nor empty, nor itself a clip."""
-    return path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()) and not picture_files(path)
-
-
-def is_clip(path: Path) -> bool:
-    return path.suffix.lower() not in BESIDE or path.is_dir()
-
-
-def groups(files: list[Path]) -> Iterable[list[Path]]:
-    """Return clips with the text files that may be their captions, so that the captions of others need not be read."""
-    stems = {clip_key(file.name): stem(file) for file in files if is_clip(file)}
-    found = {}
-    for file in files:
-        key = stem(file)
-        while stems.get(key, key) != key:  # from a.mp4.txt to "a.mp4", and from there to "a"
-            key = stems[key]
-        found.setdefault(key, []).append(file)
-    return found.values()
-
-
-def stem(file: Path) -> str:
-    return clip_key(file.name).removesuffix(file.suffix)
 
 
 class Table(Shard):
     """The rows of a .csv or .jsonl file with file_name and text (or caption), in their order."""
 
-    def __iter__(self) -> Iterator[Source]:
-        number = 0
-        for number, row in self.rows():
-            yield self.sample(row, number)
-        if not number:
-            yield Source(self.path, self.name, problem="no row in it", missing=True)
+    def samples(self) -> Iterator[Source]:
+        return samples_of(self.path, self.folder, self.caption)
 
     def stamp(self) -> str:
         return content_hash(self.path)
-
-    def rows(self) -> Iterator[tuple[int, dict | str]]:
-        """Return the number of each line with its row, or with its text where that is JSON."""
-        number = 0
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                if self.path.suffix.lower() == ".csv":
-                    table = csv.DictReader(file)
-                    for row in table:
-                        yield (number := table.line_num), row
-                else:
-                    for number, line in enumerate(file, start=1):
-                        if line.strip():
-                            yield number, line
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path} is not UTF-8 text; save it again as UTF-8") from error
-        except csv.Error as error:
-            raise ValueError(f"{self.path} cannot be read after line {number}: {error}") from error
-
-    def sample(self, row: dict | str, number: int) -> Source:
-        origin = f"{self.path.name}, line {number}"
-        try:
-            row = parse_line(row, self.path, number) if isinstance(row, str) else row
-            caption = caption_of_row(row if self.caption is None else row | {"text": self.caption}, origin)
-            (caption.clip + caption.text).encode()  # JSON can spell what is no text
-        except (ValueError, RecursionError) as error:
-            return Source(self.path, self.named(origin), problem=str(error).removeprefix(f"{origin} "), missing=True)
-        name = self.named(caption.clip)
-        if leads_outside(caption.clip):
-            return Source(self.path, name, problem=f"{origin} names no file below {self.folder.name}", missing=True)
-        problem = None if caption.text or self.caption is not None else f"its caption is empty ({origin})"
-        return Source(self.folder / caption.clip, name, caption.text, problem)
-
-
-def leads_outside(name: str) -> bool:
-    """Tell whether a name is anything but a path downwards, on any system: absolute, with a drive, with "..", or
-    empty."""
-    path = PureWindowsPath(name)  # which knows both slashes
-    return not path.parts or bool(path.anchor) or ".." in path.parts
 
 
 class Tar(Shard):
     """The samples of a tar file, see tars.py."""
 
-    def __iter__(self) -> Iterator[Source]:
-        return tar_samples(self.path, self.name, self.caption)
+    def samples(self) -> Iterator[Source]:
+        return tar_samples(self.path, name_in(self.path, self.folder), self.caption, aside=self.aside)
 
     def stamp(self) -> str:
         with self.path.open("rb") as file:
@@ -280,22 +208,32 @@ def opened(source: Source) -> Iterator[Source]:
     """Return the source with a path that can be decoded for as long as the context lasts.
 
     Raises:
-        ClipError: there is no such clip.
+        ClipError: there is no such clip, or it goes away meanwhile.
     """
     if source.missing:
         raise ClipError(source.problem)
-    if isinstance(source, Member):
-        with unpacked(source) as path:
-            yield Source(path, source.name, source.caption, source.problem)
-    else:
-        yield replace(source, path=on_disk(source.path))
+    try:
+        if isinstance(source, Member):
+            with unpacked(source) as path:
+                yield Source(path, source.name, source.caption, source.problem)
+        else:
+            yield replace(source, path=on_disk(source.path))
+    except OSError as error:
+        if not is_about(error, source):
+            raise
+        raise ClipError(f"it cannot be read ({error.strerror or error})") from error
+
+
+def is_about(error: OSError, source: Source) -> bool:
+    """Tell whether the clip itself could not be read, and not, say, the cache be written."""
+    return error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(source.path)
 
 
 def on_disk(path: Path) -> Path:
     """Return the path as the disk spells it: composed, as names in tables come here, or decomposed as on macOS."""
     there = next(parent for parent in path.parents if parent.exists())
     rest = path.relative_to(there).as_posix()
-    for name in (rest, unicodedata.normalize("NFD", rest)):
+    for name in dict.fromkeys((rest, unicodedata.normalize("NFD", rest))):
         if ((there / name).is_file() or (there / name).is_dir()) and os.access(there / name, os.R_OK):
             return there / name
     raise ClipError("there is no such clip, or it may not be read")
@@ -308,5 +246,5 @@ def set_hash(shards: Iterable[Shard]) -> str:
     """
     digest = blake2b(digest_size=16)
     for shard in shards:
-        digest.update(repr((shard.name, shard.stamp(), shard.caption)).encode())
+        digest.update(repr((shard.name, shard.stamp(), shard.caption)).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()

@@ -7,18 +7,18 @@ nothing on the way.
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from .batches import TrainingClip, generator_for
-from .decoding import ClipError
-from .find import ClipFormat, Source, too_short
-from .inspect import ClipReport, inspect
+from .frames import too_short
+from .inspect import ClipReport, inspect_clips
 from .shards import Shard, opened
+from .shot import ClipError
+from .source import ClipFormat, Source
 
 log = logging.getLogger("stillmotion")
 
@@ -218,40 +218,65 @@ def none_left(held_out: int, problems: Sequence[str]) -> str:
 
 
 def first_usable(
-    shards: Sequence[Shard], count: int, load: Callable[[Source], TrainingClip], skip_bad: bool = False
+    shards: Iterable[Iterable[Source]], count: int, load: Callable[[Source], TrainingClip], skip_bad: bool = False
 ) -> list[TrainingClip]:
     """Return the first `count` clips of a set in its own order, or all there are; the same for every process and seed.
 
     Raises:
         ValueError: none can be used, or one before them cannot and `skip_bad` is off.
     """
-    clips: dict[str, TrainingClip] = {}
-    problems = []
-    for source in every_sample(shards):
+    seen: set[str] = set()
+
+    def others() -> Iterator[Source]:
+        for source in every_sample(shards):
+            if source.name not in seen:  # a clip may have two captions
+                yield source
+
+    clips = []
+    for clip in usable(others(), load, skip_bad, []):
+        clips.append(clip)
+        seen.add(clip.name)
         if len(clips) == count:
             break
-        if source.name in clips:  # a clip with two captions
-            continue
+    return clips
+
+
+def every_usable(
+    sources: Iterable[Source], load: Callable[[Source], TrainingClip], skip_bad: bool = False
+) -> list[TrainingClip]:
+    """Return the clips of a few; arguments and errors as of `first_usable`."""
+    problems: list[str] = []
+    clips = list(usable(sources, load, skip_bad, problems))
+    if problems:
+        log.warning("%d clips are left out: %s", len(problems), "; ".join(problems[:NAMED]))
+    return clips
+
+
+def usable(
+    sources: Iterable[Source], load: Callable[[Source], TrainingClip], skip_bad: bool, problems: list[str]
+) -> Iterator[TrainingClip]:
+    """Return training clips one by one; what is wrong with others goes to `problems`."""
+    count = 0
+    for source in sources:
         try:
-            clips[source.name] = load(source)
+            clip = load(source)
         except ClipError as error:
             if not skip_bad:
                 raise ValueError(unusable(source, error)) from error
             problems.append(f"{source.name}: {error}")
-    if not clips:
+            continue
+        count += 1
+        yield clip
+    if not count:
         raise ValueError(none_left(0, problems))
-    return list(clips.values())
 
 
-def peek(shards: Sequence[Shard], count: int, form: ClipFormat) -> list[ClipReport]:
-    """Report on the first `count` samples of a set, which are decoded but not encoded."""
-    first = islice(every_sample(shards), count)
-    return [report(source, form) for source in tqdm(first, desc="reading clips", unit="clip", leave=False)]
+def peek(
+    shards: Sequence[Shard], count: int, form: ClipFormat, remark: Callable[[str], str] = lambda caption: ""
+) -> list[ClipReport]:
+    """Report on the first `count` samples of a set, which are decoded but not encoded.
 
-
-def report(source: Source, form: ClipFormat) -> ClipReport:
-    try:
-        with opened(source) as clip:
-            return replace(inspect(clip, form), source=source)
-    except ClipError as error:
-        return ClipReport(source, str(error))
+    Args:
+        remark: what is worth knowing of a caption, or nothing.
+    """
+    return inspect_clips(islice(every_sample(shards), count), form, remark)

@@ -5,9 +5,8 @@ samples that wait to be shuffled; here a sample is the place of its clip, whose 
 Members are bytes and nothing else: none is extracted under its own name, followed as a link, or unpickled.
 """
 
-import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,14 +16,14 @@ from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
-from .decoding import ClipError
-from .find import Source
+from .captions import LONGEST_CAPTION, decoded, object_in
+from .folders import Aside
+from .kinds import MAY_MOVE, MOVING, STRANGERS, VIDEOS, is_hidden
+from .shot import ClipError
+from .source import Source, is_text, printable
 
-KINDS = (  # of clips
-    *("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "wmv", "flv", "ogv"),
-    *("gif", "apng", "webp", "avif"),
-)
-LONGEST_CAPTION = 2**20  # bytes of a .txt or .json
+KINDS = (*VIDEOS, *MOVING, *MAY_MOVE)  # of clips
+WORDS = "txt", "caption", "json"  # the first of these counts: a .json may hold much else
 CHUNK = 2**20  # bytes copied at once
 BROKEN = (tarfile.TarError, ValueError, OverflowError, RecursionError)  # what tarfile raises on damaged headers
 
@@ -38,7 +37,13 @@ class Member(Source):
     suffix: str = ""
 
 
-def tar_samples(path: Path, name: str, caption: str | None = None, kinds: tuple[str, ...] = KINDS) -> Iterator[Source]:
+def tar_samples(
+    path: Path,
+    name: str,
+    caption: str | None = None,
+    kinds: tuple[str, ...] = KINDS,
+    aside: Aside | None = None,
+) -> Iterator[Source]:
     """Return the samples of a tar file in its order, at least one: what is wrong with a sample or the file is its
     problem.
 
@@ -46,13 +51,17 @@ def tar_samples(path: Path, name: str, caption: str | None = None, kinds: tuple[
         name: of the tar file, with which those of its samples begin.
         caption: one for all; without it captions come from the tar file.
         kinds: suffixes of what a sample is, clips or pictures; where it has several, the first of these counts.
+        aside: is told of files that are no part of any sample.
     """
     count = 0
     try:
         with tarfile.open(path, "r:", encoding="utf-8") as tar:
             for key, files in groupby(plain_files(tar), lambda file: base_plus_ext(file.name)[0]):
-                if key is not None:  # None: a hidden file, or one without a suffix
-                    parts = {base_plus_ext(file.name)[1].lower(): file for file in files}
+                parts = {str(base_plus_ext(file.name)[1]).lower(): file for file in files}
+                if key is None or are_strangers(parts):  # None: a file without a suffix
+                    if aside:
+                        aside.add(file.name for file in parts.values())
+                else:
                     yield sample_of(path, f"{name}/{printable(key)}", parts, tar.fileobj, caption, kinds)
                     count += 1
     except BROKEN as error:
@@ -64,7 +73,7 @@ def tar_samples(path: Path, name: str, caption: str | None = None, kinds: tuple[
 
 
 def plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Return the files in a tar file; links, devices and files with holes are passed over.
+    """Return the files in a tar file; links, devices, files with holes, and what systems leave are passed over.
 
     Raises:
         tarfile.ReadError: it does not end as it should.
@@ -75,15 +84,16 @@ def plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if tar.offset <= end:
             raise tarfile.ReadError("a size below zero")
         end = tar.offset
-        if file.isreg() and not file.issparse():
+        if file.isreg() and not file.issparse() and not any(map(is_hidden, file.name.split("/"))):
             yield file
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes any nonsense for the end
         raise tarfile.ReadError("it has no end")
 
 
-def printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+def are_strangers(parts: Iterable[str]) -> bool:
+    """Tell by their suffixes whether files are no part of a sample: no clip, and no words of one."""
+    return all(f".{part}" in STRANGERS and part not in WORDS for part in parts)
 
 
 def sample_of(
@@ -109,34 +119,29 @@ def sample_of(
 
 
 def caption_in(parts: dict[str, tarfile.TarInfo], tar: BinaryIO) -> str:
-    """Return the caption of a sample, on one line; a .txt counts before a .json, which may hold much else.
+    """Return the caption of a sample, on one line.
 
     Raises:
         ValueError: there is none, or what is there is none.
     """
-    kind = next((kind for kind in ("txt", "json") if kind in parts), None)
+    kind = next((kind for kind in WORDS if kind in parts), None)
     if kind is None:
         raise ValueError("no caption: put a .txt or .json of the same name right after it, or give --caption")
     if parts[kind].size > LONGEST_CAPTION:
         raise ValueError(f"its .{kind} has {parts[kind].size} bytes, and a caption at most {LONGEST_CAPTION}")
     tar.seek(parts[kind].offset_data)
-    try:
-        text = tar.read(parts[kind].size).decode("utf-8-sig")
-        text = text_of_json(text) if kind == "json" else text
-        text.encode()  # JSON can spell what is no text
-    except UnicodeError as error:
-        raise ValueError(f"its .{kind} is not UTF-8 text") from error
+    text = decoded(tar.read(parts[kind].size), f"its .{kind}")
+    text = text_of_json(text) if kind == "json" else text
+    if not is_text(text):  # JSON can spell halves of letters
+        raise ValueError(f"its .{kind} is not UTF-8 text")
     if not text.strip():
         raise ValueError(f"its caption is empty (.{kind})")
     return " ".join(text.split())
 
 
 def text_of_json(content: str) -> str:
-    try:
-        row = json.loads(content)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"its .json is not JSON: {error}") from error
-    text = row.get("text", row.get("caption")) if isinstance(row, dict) else None
+    row = object_in(content, "its .json")
+    text = row.get("text", row.get("caption"))
     if not isinstance(text, str):
         raise ValueError('its .json has no "text" or "caption"')
     return text

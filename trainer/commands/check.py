@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..base.features import feature_model
 from ..base.load import load_base
+from ..base.tokenizer import clip_tokenizer
 from ..clips.batches import TrainingClip
 from ..clips.factors import Factors, factors_of, spread, told, warn_of_spread
-from ..clips.find import ClipFormat, Source, find_clips
-from ..clips.inspect import ClipReport, inspect_clips, table, usable_clips, write_sheet
+from ..clips.inspect import ClipReport, table, usable_clips, write_sheet
+from ..clips.shards import opened, shards_of
+from ..clips.source import ClipFormat, Source
+from ..clips.stream import peek
+from ..clips.words import remark_on
 from ..options import CheckOptions, FewShotOptions
 from ..run.training_set import Encoder
 
 
 def check(options: CheckOptions) -> None:
-    """Print a table of the clips, with their factors where there is a base to measure them on, and write a contact
-    sheet."""
-    form = ClipFormat(options.fps, options.frames, options.size)
-    reports = inspect_clips(find_clips(options.videos, options.caption), form)
+    """Print a table of the first clips of a set, with their factors where there is a base to measure them on, and write
+    a contact sheet."""
+    form, shards = ClipFormat(options.fps, options.frames, options.size), shards_of(options.videos, options.caption)
+    reports = peek(shards, options.first, form, partial(remark_on, tokenizer=clip_tokenizer()))
     print(table(reports))
+    if len(reports) == options.first:
+        print(f"These are the first {options.first} of the set; --first looks at more.")
     print(size_of_run(reports, form))
     options.output.mkdir(parents=True, exist_ok=True)
     sheet = options.output / "clips.png"
@@ -38,8 +45,9 @@ def measured(sources: list[Source], base_path: Path, features: Path, form: ClipF
     encoder = Encoder(base, form.fps, form.size, cache, torch.device("cpu"), look)
     factors = []
     for source in sources:
-        seen = encoder.features_of(source) if look else None
-        clip = TrainingClip(source.name, source.caption, encoder.latents_of(source), torch.empty(0), seen)
+        with opened(source) as found:
+            seen = encoder.features_of(found) if look else None
+            clip = TrainingClip(source.name, source.caption, encoder.latents_of(found), torch.empty(0), seen)
         factors.append(factors_of(clip, form.frames))
     return factors
 

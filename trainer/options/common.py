@@ -21,7 +21,7 @@ class ClipOptions(Options):
 
     group: ClassVar[str] = "data"
 
-    videos: Annotated[Path, Field(description="folder with the clips: videos, GIFs, folders of numbered pictures")]
+    videos: Annotated[Path, Field(description="folder of clips, table of them (.csv, .jsonl), or tar shards")]
     caption: Annotated[str | None, Field(description="one caption for all clips, instead of the files beside them")] = (
         None
     )

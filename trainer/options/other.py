@@ -14,6 +14,7 @@ Overwrite = Annotated[bool, Field(description="replace files that are there alre
 class CheckOptions(ClipOptions):
     """Report which clips training would use, and why others cannot be."""
 
+    first: Annotated[int, Field(ge=1, description="so many clips of the set, from its first on, are looked at")] = 256
     output: Annotated[Path, Field(description="folder for the contact sheet")] = Path("check")
     base: Annotated[
         Path | None,

@@ -30,7 +30,8 @@ from ..clips.inspect import ClipReport, table, usable_clips
 from ..clips.known import Known, as_it_is
 from ..clips.pictures import picture_latents
 from ..clips.shards import Shard, set_hash
-from ..clips.stream import ClipStream, Loader, first_usable, peek
+from ..clips.stream import ClipStream, Loader, every_usable, first_usable, peek
+from ..clips.words import fitted
 from ..options import TrainOptions
 from .held_out import split_held_out
 from .loop import BatchSource
@@ -84,13 +85,14 @@ class Encoder:
         return clip_features(source, self.fps, self.size, self.cache, self.look, self.device, self.look_hash)
 
     def text_of(self, caption: str) -> Tensor:
-        """Return the embedded caption, (tokens, width)."""
+        """Return the embedded caption, (tokens, width); of one that is too long, the words that fit."""
 
         def encode(base: Base, captions: Sequence[str]) -> Tensor:
             base.text_encoder.to(self.device)
             return encode_captions(base, captions)
 
-        return caption_embedding(caption, self.base, self.cache, encode, self.text_hash).float()
+        words = fitted(caption, self.base.tokenizer)
+        return caption_embedding(words, self.base, self.cache, encode, self.text_hash).float()
 
     def preview(self, caption: str, first: Tensor | None = None) -> Preview:
         return Preview(caption, self.text_of(caption), self.text_of(""), first)
@@ -164,17 +166,16 @@ def clips_in_memory(session: Session, reports: list[ClipReport], base: Base, fir
     """
     options, accelerator, encoder = session.options, session.accelerator, encoder_for(session, base)
     sources = [report.source for report in reports if not report.problem]
-    with accelerator.main_process_first():
-        clips = [
-            TrainingClip(source.name, source.caption, encoder.latents_of(source), encoder.text_of(source.caption))
-            for source in tqdm(sources, desc="encoding", unit="clip", disable=not accelerator.is_main_process)
-        ]
+    load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of)
+    with accelerator.main_process_first():  # a clip may have changed since it was looked at
+        progress = tqdm(sources, desc="encoding", unit="clip", disable=not accelerator.is_main_process)
+        clips = every_usable(progress, load, options.skip_bad)
         first = first_frame_of(clips[0], session.cells) if first_frame == "clean" else None
         preview = encoder.preview(prompt_of(options, clips), first)
     encoder.offload()
     seen, held_out = split_held_out(clips, options.held_out)
     return TrainingSet(
-        names=[source.name for source in sources],
+        names=[clip.name for clip in clips],
         captions=[clip.caption for clip in clips],
         reports=reports,
         measured=held_out or seen[:MEASURED_WITHOUT_HELD_OUT],

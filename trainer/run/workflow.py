@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from ...networks.motion_file import MotionInfo
+from ..base.tokenizer import clip_tokenizer
+from ..clips.words import comfy_prompt
 from .sample import EARLY
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "workflows"
@@ -26,14 +28,14 @@ def write_workflow(
     Args:
         base, motion: names as ComfyUI's loaders will list them.
         base_is_folder: the base is a diffusers folder, which another loader opens than a checkpoint file.
-        caption: the prompt; the negative prompt stays empty, as in training.
+        caption: what the prompt says; the negative prompt stays empty, as in training.
     """
     config = info.config
     workflow = _read(OF_A_STILL if config.prior else TEMPLATE)
     nodes = {node["type"]: node for node in workflow["nodes"]}
     loader = nodes["StillmotionSTUNetLoader" if config.prior else "StillmotionRecurrentMotionLoRA"]
     prompt = next(node for node in workflow["nodes"] if node.get("title") == "Prompt")
-    prompt["widgets_values"] = [caption]
+    prompt["widgets_values"] = [comfy_prompt(caption, clip_tokenizer())]
     nodes["MarkdownNote"]["widgets_values"] = [_note(base, base_is_folder, motion, info)]
     nodes["CheckpointLoaderSimple"]["widgets_values"] = [base]
     loader["widgets_values"][0] = motion

@@ -35,14 +35,29 @@ class Motion:
 
 def motion_amount(frames: np.ndarray) -> Motion:
     """Measure motion between neighbouring frames by DIS optical flow (Kroeger et al. 2016, arXiv 1603.03590)."""
-    small = [small_grey(frame) for frame in frames]
-    pairs = list(zip(small, small[1:]))
-    if not pairs:
-        return Motion(0.0, 0.0)
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flow = np.mean([np.linalg.norm(dis.calc(a, b, None), axis=-1).mean() for a, b in pairs])
-    difference = np.mean([cv2.absdiff(a, b).mean() for a, b in pairs])
-    return Motion(100 * float(flow) / FLOW_SIDE, float(difference))
+    meter = MotionMeter()
+    meter.add(frames)
+    return meter.motion()
+
+
+class MotionMeter:
+    """Measures motion between neighbouring frames that come a few at a time, and keeps the last of them alone."""
+
+    def __init__(self):
+        self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.last, self.flows, self.differences = None, [], []
+
+    def add(self, frames: np.ndarray) -> None:
+        for frame in map(small_grey, frames):
+            if self.last is not None:
+                self.flows.append(np.linalg.norm(self.dis.calc(self.last, frame, None), axis=-1).mean())
+                self.differences.append(cv2.absdiff(self.last, frame).mean())
+            self.last = frame
+
+    def motion(self) -> Motion:
+        if not self.flows:
+            return Motion(0.0, 0.0)
+        return Motion(100 * float(np.mean(self.flows)) / FLOW_SIDE, float(np.mean(self.differences)))
 
 
 def small_grey(frame: np.ndarray) -> np.ndarray:

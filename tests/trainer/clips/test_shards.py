@@ -40,6 +40,18 @@ def test_a_folder_has_the_clips_that_find_clips_knows(tmp_path):
     for caption in (None, "one for all"):
         (shard,) = shards_of(tmp_path, caption)
         assert known(shard) == known(find_clips(tmp_path, caption))
+    assert {source.name: source.problem or source.caption for source in shards_of(tmp_path)[0]} == {
+        "a.mp4": "a cat",
+        "b.mp4": "two captions: b.txt and b.mp4.txt",
+        "c.gif": "no caption: write c.txt beside it, or give --caption",
+        "v1.5.mp4": "two captions: v1.5.txt and v1.5.mp4.txt",
+        "v1.5": "x",
+        "walk": "a walk",
+        "deep/er/9.mp4": "its caption is empty (deep/er/9.txt)",
+        "deep/er/10.mp4": "ten",
+        "twice/ä.mp4": "the same",
+        "twice/ä.webm": "the same",
+    }
     (one,) = shards_of(tmp_path / "a.mp4")
     assert [(source.name, source.caption) for source in one] == [("a.mp4", "a cat")]
 
@@ -157,7 +169,11 @@ def test_a_row_that_cannot_be_used_is_a_problem_of_its_own(tmp_path, row, proble
     "name, content, message",
     [
         ("a.csv", b"file_name,text\na.mp4,caf\xe9\n", "a.csv is not UTF-8 text"),
-        ("a.csv", b'file_name,text\na.mp4,"' + b"x" * 200_000, "a.csv cannot be read after line 0: field larger"),
+        ("a.csv", b'file_name,text\na.mp4,"' + b"x" * 200_000, "a.csv, line 2 cannot be read: field larger"),
+        ("a.csv", b'file_name,text\na.mp4,"a cat\nb.mp4,a dog\n', "a.csv, line 3 cannot be read: unexpected end"),
+        ("a.csv", b'file_name,text\na.mp4,"a "red" cat"\n', "a.csv, line 2 cannot be read: .*quotes"),
+        ("a.csv", b"name,text\na.mp4,x\n", "a.csv, line 1 needs file_name and text"),
+        ("a.csv", b"file_name;text\na.mp4;x\n", "a.csv, line 1 needs file_name and text"),
         ("a.jsonl", b"\xff", "a.jsonl is not UTF-8 text"),
     ],
 )

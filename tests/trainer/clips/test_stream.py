@@ -1,6 +1,7 @@
 """A set too large for memory is streamed in an order that is a function of the seed, and can be resumed anywhere."""
 
 import logging
+import os
 import tracemalloc
 from itertools import islice
 
@@ -8,10 +9,10 @@ import clip_sets
 import pytest
 import torch
 from stillmotion.trainer.clips.batches import TrainingClip
-from stillmotion.trainer.clips.find import ClipFormat
+from stillmotion.trainer.clips.find import ClipFormat, find_clips
 from stillmotion.trainer.clips.inspect import table, usable_clips
 from stillmotion.trainer.clips.shards import shards_of
-from stillmotion.trainer.clips.stream import ClipStream, first_usable, peek, shuffled
+from stillmotion.trainer.clips.stream import ClipStream, every_usable, first_usable, peek, shuffled
 
 
 def names_of_epoch(shards, epoch=0, **options):
@@ -273,3 +274,23 @@ def test_a_large_table_is_never_held_in_memory(tmp_path, suffix):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert stream.epoch == 1 and peak < 300_000
+
+
+@pytest.mark.parametrize("change", ["shrinks", "is gone", "becomes a pipe", "becomes a folder", "is cut"])
+def test_a_clip_that_changes_after_it_was_looked_at_is_named_or_left_out(tmp_path, clip_bytes, change, caplog):
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        (tmp_path / f"set/{number}.mp4").write_bytes(clip_bytes(number))
+    sources, clip = find_clips(tmp_path / "set", "x"), tmp_path / "set/1.mp4"
+    if change == "shrinks":
+        clip.write_bytes(clip_bytes(9, frames=3))
+    elif change == "is cut":
+        clip.write_bytes(clip_bytes(1)[:-200])
+    else:
+        clip.unlink()
+        {"becomes a pipe": lambda: os.mkfifo(clip), "becomes a folder": clip.mkdir}.get(change, bool)()
+    load = clip_sets.Counting().loader(tmp_path / "cache")
+    with pytest.raises(ValueError, match="1.mp4 cannot be used: "):
+        every_usable(sources, load)
+    assert [clip.name for clip in every_usable(sources, load, skip_bad=True)] == ["0.mp4", "2.mp4"]
+    assert "1 clips are left out: 1.mp4: " in caplog.text

@@ -1,7 +1,11 @@
 """`check` says of every clip what training would see of it, and whether training would start."""
 
+import os
 import re
+import subprocess
+import sys
 
+import clip_sets
 import numpy as np
 import pytest
 import tiny_run as tiny
@@ -35,8 +39,6 @@ def spoil(folder, write_video):
     (folder / "empty.txt").write_text("nothing")
     (folder / "short.txt").write_text("too little")
     (folder / "void.mp4").write_bytes(b"")  # neither frames nor a caption
-    (folder.parent / "secret.mp4").write_bytes(b"never opened")
-    (folder / "metadata.jsonl").write_text('{"file_name": "../secret.mp4", "text": "mine"}')
     write_video(folder / "silent.mp4", [k / 25 for k in range(50)])
 
 
@@ -66,7 +68,6 @@ def test_bad_clips_are_named_with_their_reason(folder, write_video):
     assert problems.pop("empty.mp4") == "empty, 0 bytes"
     assert problems.pop("short.mp4") == "too short: 0.40 s are 4 frames at 8 fps; 8 frames (1.00 s) are needed"
     assert problems.pop("void.mp4") == "empty, 0 bytes"
-    assert problems.pop("../secret.mp4") == "metadata.jsonl, line 1 names it, but there is no such clip"
     assert problems.pop("silent.mp4").startswith("no caption")
     assert not problems
 
@@ -79,17 +80,17 @@ def test_usable_clips_are_all_or_those_that_skipping_leaves(folder, write_video,
     spoil(folder, write_video)
     reports = list(reports_of(folder).values())
     with pytest.raises(
-        ValueError, match="5 of 7 clips cannot be used.*--skip-bad.*empty.mp4: empty.*short.mp4: too short"
+        ValueError, match="4 of 6 clips cannot be used.*--skip-bad.*empty.mp4: empty.*short.mp4: too short"
     ):
         usable_clips(reports, skip_bad=False)
     assert len(usable_clips(reports, skip_bad=True)) == 2
-    assert "5 of 7 clips are left out: empty.mp4" in caplog.text
+    assert "4 of 6 clips are left out: empty.mp4" in caplog.text
 
 
 def test_the_table_has_a_line_for_each_clip(folder, write_video):
     spoil(folder, write_video)
     head, *lines = table(list(reports_of(folder).values())).splitlines()
-    names = ["empty.mp4", "moving.mp4", "short.mp4", "silent.mp4", "still.mp4", "void.mp4", "../secret.mp4"]
+    names = ["empty.mp4", "moving.mp4", "short.mp4", "silent.mp4", "still.mp4", "void.mp4"]
     assert [line.split()[0] for line in lines] == names
     assert lines[1].split()[1:5] == ["2.00", "25", "64x48", "16"]
     assert all(line[head.index("status") :].strip() for line in lines)
@@ -147,3 +148,41 @@ def test_with_a_base_the_factors_of_each_clip_are_printed_and_how_they_vary(fold
     only = [str(folder / "still.mp4"), "--caption", "x"]
     assert main(["check", "--videos", *only, "--output", str(tmp_path / "out"), *SMALL, *more]) == 0
     assert "The motion factor hardly differs" in caplog.text and "The appearance factor hardly" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["table", "tar", "one clip"])
+def test_every_form_that_training_takes_is_looked_at(folder, tmp_path, capsys, form):
+    if form == "table":
+        (folder / "all.csv").write_text("file_name,text\nmoving.mp4,a texture, moving\nstill.mp4,another\n")
+        videos = folder / "all.csv"
+    elif form == "tar":
+        names = ("moving.mp4", "moving.txt", "still.mp4", "still.txt")
+        videos = clip_sets.write_tar(tmp_path / "a.tar", {name: (folder / name).read_bytes() for name in names})
+    else:
+        videos = folder / "moving.mp4"
+    words = ["check", "--videos", str(videos), "--output", str(tmp_path / "out"), "--first", "1", *SMALL]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "moving.mp4" in said and "a texture" in said and "still.mp4" not in said and "windows of 8 frames" in said
+    assert "These are the first 1 of the set" in said
+
+
+def test_words_that_clip_does_not_read_are_named(folder, tmp_path, capsys):
+    (folder / "moving.txt").write_text("cat " * 75 + "and a dog in the evening")
+    assert main(["check", "--videos", str(folder), "--output", str(tmp_path / "out"), *SMALL]) == 0
+    assert "81 tokens, of which CLIP reads 75; unread: 'and a dog in the evening'" in capsys.readouterr().out
+
+
+def test_a_console_that_lacks_letters_shows_something_in_their_place(folder, tmp_path):
+    (folder / "moving.txt").write_text("a red square 🟥 一个", encoding="utf-8")
+    words = ["check", "--videos", folder, "--output", tmp_path / "out", *SMALL]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, "-m", "stillmotion.trainer", *words], capture_output=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert b"a red square \\U0001f7e5" in ran.stdout and (tmp_path / "out/clips.png").exists()
+
+
+def test_the_colour_and_the_turn_of_a_clip_stand_in_the_table(folder, tmp_path, write_video):
+    write_video(folder / "plain.mp4", [k / 8 for k in range(16)], codec="mpeg4", aspect=2)
+    reports = inspect_clips(find_clips(folder / "plain.mp4", "x"), FORM)
+    assert "ok (pixels 2 as wide as high, no colour marks, read as BT601" in table(reports)

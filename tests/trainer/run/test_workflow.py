@@ -138,3 +138,17 @@ def test_the_dials_are_those_that_the_file_has(written):
         dials = written(replace(HIGEN, config=config))["How much happens in it"]
         assert dials["widgets_values"][2] == asks
     assert "How much happens in it" not in written(replace(HIGEN, config=InflationConfig(prior=Prior())))
+
+
+@pytest.mark.parametrize(
+    "caption, prompt",
+    [
+        ("a man (left) waves, {red|blue}", r"a man \(left\) waves, \{red|blue\}"),
+        ("word " * 80, ("word " * 75).strip()),
+    ],
+)
+def test_the_prompt_is_the_caption_as_comfyui_must_be_told_it(tmp_path, caption, prompt):
+    write_workflow(tmp_path / "w.json", "base.safetensors", "wave.safetensors", INFO, caption)
+    nodes = json.loads((tmp_path / "w.json").read_text(encoding="utf-8"))["nodes"]
+    (node,) = [node for node in nodes if node.get("title") == "Prompt"]
+    assert [text.strip() for text in node["widgets_values"]] == [prompt]

@@ -1,0 +1,42 @@
+"""A clip as found, and the form in which training sees it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip as found, not yet decoded; `problem` says why it cannot be used, where that is known already.
+
+    `missing`: there are only words of it, and nothing to decode; nothing that they name is ever opened.
+    """
+
+    path: Path
+    name: str
+    caption: str = ""
+    problem: str | None = None
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """The form in which training sees every clip: `fps`, a number of `frames`, `size` (width, height) in pixels."""
+
+    fps: float
+    frames: int
+    size: tuple[int, int]
+
+
+def printable(name: str) -> str:
+    """Return a name with marks in the place of what no console can show."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+
+
+def is_text(name: str) -> bool:
+    """Tell whether a name can be written as UTF-8: names from the disk may be bytes of any encoding, JSON can spell
+    halves of letters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
