@@ -38,13 +38,25 @@ def check_numbers(schema: io.Schema, values: dict) -> None:
     """Raise ValueError where a number is not finite, not whole where it should be, or outside the schema's limits."""
     for known in schema.inputs:
         value = values.get(known.id)
-        if isinstance(known, io.Float.Input | io.Int.Input) and value is not None:
-            whole = isinstance(known, io.Int.Input)
-            if not _is_number(value, whole) or not _is_within(value, known.min, known.max):
-                raise ValueError(
-                    f"{schema.display_name}: {known.id} is {str(value)[:50]}; it must be"
-                    f" {'a whole number' if whole else 'a number'} from {known.min:g} to {known.max:g}."
-                )
+        check_number(schema.display_name, known, value)
+        if isinstance(known, io.DynamicCombo.Input) and isinstance(value, dict):
+            for own in chosen_inputs(known, value):
+                check_number(schema.display_name, own, value.get(own.id))
+
+
+def check_number(node: str | None, known, value) -> None:
+    if isinstance(known, io.Float.Input | io.Int.Input) and value is not None:
+        whole = isinstance(known, io.Int.Input)
+        if not _is_number(value, whole) or not _is_within(value, known.min, known.max):
+            raise ValueError(
+                f"{node}: {known.id} is {str(value)[:50]}; it must be {'a whole number' if whole else 'a number'} from"
+                f" {known.min:g} to {known.max:g}."
+            )
+
+
+def chosen_inputs(combo: io.DynamicCombo.Input, value: dict) -> list:
+    """Return the inputs that a choice brings with it, whose values stand beside it."""
+    return [own for option in combo.options if option.key == value.get(combo.id) for own in option.inputs]
 
 
 def _is_number(value, whole: bool) -> bool:

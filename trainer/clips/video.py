@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import av
 import av.container
@@ -165,7 +166,7 @@ def deinterlacer(frame: av.VideoFrame) -> av.filter.Graph:
 def ready(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
     try:
         while True:
-            yield graph.pull()
+            yield cast(av.VideoFrame, graph.pull())  # there is no sound in it
     except (av.BlockingIOError, av.EOFError):
         return
 

@@ -204,6 +204,13 @@ def test_an_inpainting_checkpoint_is_told_in_its_own_channels(ask, inpainting_mo
         (picture(2), {"name": "key frames", "frames": 4, "positions": "0, 4", "strengths": "1"}, {}, "at 4"),
         (picture(2), {"name": "key frames", "frames": 4, "positions": "0, x", "strengths": "1"}, {}, "has 'x'"),
         (picture(2), {"name": "key frames", "frames": 4, "positions": "0, -1", "strengths": "2"}, {}, "has '2'"),
+        (
+            picture(),
+            {**IMAGE_TO_VIDEO, "strength": float("nan")},
+            {},
+            "strength is nan; it must be a number from 0 to 1",
+        ),
+        (picture(), {**IMAGE_TO_VIDEO, "frames": 0}, {}, "frames is 0; it must be a whole number from 1 to 4096"),
         (picture(3), {"name": "key frames", "frames": 4, "positions": "0, -1", "strengths": "1"}, {}, "3 key frames"),
     ],
 )
