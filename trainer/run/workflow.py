@@ -14,6 +14,8 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "workflows"
 TEMPLATE, OF_A_STILL = TEMPLATES / "few_shot_motion.json", TEMPLATES / "spatial_prior.json"
 WITH_DIALS = TEMPLATES / "motion_factor.json"
 UNKNOWN = {"motion": 500.0, "appearance": 0.0}
+WHOLE = "temporal", "resampling", "mapping", "tokens", "motion", "appearance", "condition"
+"""Parts that the loader for few-shot motion alone does not speak of."""
 GUIDANCE = "StillmotionMotionAppearanceGuidance"
 
 
@@ -50,7 +52,7 @@ def write_workflow(
     _set_sampler(nodes, info.options)
     nodes["CreateVideo"]["widgets_values"][0] = info.fps
     nodes["SaveAnimatedWEBP"]["widgets_values"][1] = info.fps
-    if config.temporal or config.resampling or config.mapping or config.tokens or config.motion or config.appearance:
+    if any(getattr(config, part) for part in WHOLE):
         _load_whole(loader, motion)
     if base_is_folder:
         _load_folder(nodes["CheckpointLoaderSimple"])

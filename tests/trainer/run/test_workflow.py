@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from stillmotion.networks.config import (
     Appearance,
+    Condition,
     InflationConfig,
     Mapping,
     Motion,
@@ -58,7 +59,9 @@ def test_a_run_with_harivos_sampling_gets_the_sampler_that_has_it(written):
     assert nodes["VAEDecode"]["pos"][1] > sampler["pos"][1] + sampler["size"][1] + 30
 
 
-@pytest.mark.parametrize("more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}])
+@pytest.mark.parametrize(
+    "more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}, {"condition": Condition()}]
+)
 def test_a_file_with_more_than_few_shot_motion_is_loaded_by_the_stunet_loader(written, more):
     node = written(replace(INFO, config=InflationConfig(recurrence=Recurrence(), **more)))["The motion"]
     assert node["type"] == "StillmotionSTUNetLoader"
