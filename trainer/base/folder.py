@@ -72,8 +72,10 @@ def _part(folder: Path, build: Callable[[dict], M], name: str, dtype: torch.dtyp
     config = read_config(folder / "config.json")
     _check_settings(f"{folder.name}/config.json", config)
     tensors = _weights(folder)
-    with one_sentence(f"{folder.name}/config.json describes no {name}"), init_empty_weights(include_buffers=False):
-        model = build(config)
+    # the libraries check settings with errors that are nothing but an Exception
+    with one_sentence(f"{folder.name}/config.json describes no {name}", (Exception,)):
+        with init_empty_weights(include_buffers=False):
+            model = build(config)
     tensors = {name: tensor.to(dtype) for name, tensor in _renamed(tensors, model).items()}
     fill(model, tensors, name)
     return model
