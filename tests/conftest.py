@@ -27,6 +27,10 @@ if (found := installed_folder()) not in (ROOT, ROOT / "stillmotion"):  # the sec
     )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=1, help="times the number of damaged inputs in tests/test_fuzz.py")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     import torch  # here, so that what is above is said at once

@@ -27,6 +27,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ..networks.shown import shown
+
 
 class Options(BaseModel):
     """Base of every command's options; the docstring of a subclass is the command's help.
@@ -239,7 +241,7 @@ def read_file(path: Path, kind: type[Options]) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not a TOML file: {error}") from error
     former = former_names(kind)
     for name in values.keys() - kind.model_fields.keys() - former.keys():
-        raise ValueError(f"{path}: there is no option {name}{suggestion(name, kind.model_fields)}")
+        raise ValueError(f"{path}: there is no option {shown(name, 100)}{suggestion(name, kind.model_fields)}")
     for old in former.keys() & values.keys():
         if former[old] in values:
             raise ValueError(f"{path} has {old} and {former[old]}, which are one option: leave {old} out")
@@ -250,7 +252,7 @@ def refuse_unknown_flags(unknown: list[str], kind: type[Options]):
     known = [flag_of(name) for name in kind.model_fields] + ["--config", "--traceback"]
     for word in unknown:
         flag = word.partition("=")[0]
-        raise ValueError(f"There is no option {flag}{suggestion(flag, known)}")
+        raise ValueError(f"There is no option {shown(flag, 100)}{suggestion(flag, known)}")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -268,4 +270,4 @@ def describe(error: ErrorDetails, where: dict[str, str], kind: type[Options]) ->
     name = str(error["loc"][0])
     if error["type"] == "missing":
         return f"{where[name]} is required: {kind.model_fields[name].description}"
-    return f"{where[name]} is {error['input'] or repr(error['input'])}; {limit}"
+    return f"{where[name]} is {shown(error['input'] or repr(error['input']), 100)}; {limit}"

@@ -72,8 +72,10 @@ def _part(folder: Path, build: Callable[[dict], M], name: str, dtype: torch.dtyp
     config = read_config(folder / "config.json")
     _check_settings(f"{folder.name}/config.json", config)
     tensors = _weights(folder)
-    with one_sentence(f"{folder.name}/config.json describes no {name}"), init_empty_weights(include_buffers=False):
-        model = build(config)
+    # the libraries check settings with errors that are nothing but an Exception
+    with one_sentence(f"{folder.name}/config.json describes no {name}", (Exception,)):
+        with init_empty_weights(include_buffers=False):
+            model = build(config)
     tensors = {name: tensor.to(dtype) for name, tensor in _renamed(tensors, model).items()}
     fill(model, tensors, name)
     return model
@@ -176,7 +178,7 @@ def check_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> None:
 
 def read_tokenizer(folder: Path, text_encoder: CLIPTextModel) -> CLIPTokenizer:
     """Return the tokenizer in a folder, held to what CLIP's makes of a known sentence."""
-    with one_sentence("its tokenizer cannot be read"):
+    with one_sentence("its tokenizer cannot be read", (Exception,)):  # tokenizers knows no other
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         ids = tokenizer(SENTENCE).input_ids
     if ids != SENTENCE_IDS:

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import shlex
 
 import pytest
 import safetensors.torch
@@ -215,3 +217,65 @@ def test_the_configuration_is_what_diffusers_writes(tmp_path, motion):
         safetensors.torch.load_file(tmp_path / n / "diffusion_pytorch_model.safetensors") for n in ("ours", "theirs")
     ]
     assert equal(*read)
+
+
+def test_a_pickle_named_safetensors_and_the_other_way_round_are_what_their_bytes_are(tmp_path, animatediff, capsys):
+    torch.save(animatediff, tmp_path / "mm.safetensors")
+    safetensors.torch.save_file(animatediff, tmp_path / "mm.ckpt")
+    safetensors.torch.save_file(animatediff, tmp_path / "MM.SAFETENSORS")
+    for number, name in enumerate(("mm.safetensors", "mm.ckpt", "MM.SAFETENSORS")):
+        assert convert("--input", tmp_path / name, "--output", tmp_path / f"{number}.safetensors") == 0
+    assert (tmp_path / "0.safetensors").stat().st_size == (tmp_path / "1.safetensors").stat().st_size
+
+
+def test_the_command_that_a_refusal_names_does_what_it_says(tmp_path, animatediff):
+    torch.save(animatediff, tmp_path / "my module.safetensors")
+    with pytest.raises(ValueError, match="trainer convert --input") as caught:
+        read_motion_file(tmp_path / "my module.safetensors")
+    arguments = shlex.split(re.search("`python -m trainer (.*)`", str(caught.value))[1])
+    assert main(arguments) == 0
+    assert read_motion_file(tmp_path / "my module-converted.safetensors")
+
+
+def test_a_file_that_is_there_stays_until_overwrite_is_said(tmp_path, motion, capsys):
+    path, _ = motion
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"precious")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/config.json").write_bytes(b"precious")
+    for arguments in (("--output", out), ("--to", "motion-adapter", "--output", tmp_path / "adapter")):
+        assert "is there already: --overwrite replaces it" in refusal(capsys, "--input", path, *arguments)
+    assert out.read_bytes() == (tmp_path / "adapter/config.json").read_bytes() == b"precious"
+    assert convert("--input", path, "--output", out, "--overwrite") == 0
+    assert read_motion_file(out)
+
+
+@pytest.mark.parametrize("to", ["stillmotion", "animatediff", "motion-adapter"])
+def test_numbers_that_overflow_leave_the_old_file(tmp_path, capsys, to):
+    """A LoRA that is merged into half precision can leave its range."""
+    half = {name: tensor.half() for name, tensor in trained().items()}
+    write_motion_file(tmp_path / "a.safetensors", half, MotionInfo(InflationConfig(Temporal()), SMALL))
+    lora = {f"{LORA}.down.weight": torch.full((4, 32), 300.0), f"{LORA}.up.weight": torch.full((32, 4), 300.0)}
+    safetensors.torch.save_file(lora, tmp_path / "lora.safetensors")
+    out = tmp_path / ("adapter" if to == "motion-adapter" else "out.safetensors")
+    old = out / "diffusion_pytorch_model.safetensors" if to == "motion-adapter" else out
+    old.parent.mkdir(exist_ok=True)
+    old.write_bytes(b"old")
+    given = "--input", tmp_path / "a.safetensors", "--lora", tmp_path / "lora.safetensors"
+    assert "NaN or infinity" in refusal(capsys, *given, "--to", to, "--output", out, "--overwrite")
+    assert old.read_bytes() == b"old"
+
+
+def test_a_lora_in_another_kind_of_number_is_said(tmp_path, motion, capsys):
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.float64):
+        lora = {f"{LORA}.{side}.weight": torch.ones(s).to(dtype) for side, s in (("down", (4, 32)), ("up", (32, 4)))}
+        safetensors.torch.save_file(lora, tmp_path / "lora.safetensors")
+        out = tmp_path / "out.safetensors"
+        said = refusal(capsys, "--input", motion[0], "--output", out, "--lora", tmp_path / "lora.safetensors")
+        assert "as torch." in said and "allowed are F32, F16, BF16" in said and not out.exists()
+
+
+def test_equal_commands_make_equal_bytes_wherever_they_put_them(tmp_path, motion):
+    for name in ("a", "b"):
+        assert convert("--input", motion[0], "--output", tmp_path / f"{name}.safetensors") == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
