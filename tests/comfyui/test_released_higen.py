@@ -164,7 +164,15 @@ def test_the_hosts_own_loaders_take_both_forms_of_the_image_model(tmp_path):
     other |= {"first_stage_model.decoder.conv_in.weight": torch.zeros(4, 4, 3, 3)}
     save_file(other, tmp_path / "sd21.safetensors")
     converted(tmp_path, network)
-    converted(tmp_path, network, "--with", tmp_path / "sd21.safetensors", "--model", tmp_path / "whole.safetensors")
+    converted(
+        tmp_path,
+        network,
+        "--overwrite",
+        "--with",
+        tmp_path / "sd21.safetensors",
+        "--model",
+        tmp_path / "whole.safetensors",
+    )
     unet = comfy.sd.load_diffusion_model(str(tmp_path / "motion_unet.safetensors"))
     whole = {"output_vae": False, "output_clip": False}
     from_checkpoint = comfy.sd.load_checkpoint_guess_config(str(tmp_path / "whole.safetensors"), **whole)[0]

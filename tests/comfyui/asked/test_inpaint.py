@@ -38,8 +38,18 @@ def ask(pack):
         node = pack["StillmotionVideoInpaint"]
         clone = node.PREPARE_CLASS_CLONE(None)
         chosen = {"mode": mode.pop("name"), **mode}
-        given = (CONDITIONING, CONDITIONING, CellMeans(), image, chosen, grow, feather, noise_mask, mask)
-        return clone.execute(model, *given).args
+        return clone.execute(
+            model=model,
+            positive=CONDITIONING,
+            negative=CONDITIONING,
+            vae=CellMeans(),
+            image=image,
+            mode=chosen,
+            grow_mask_by=grow,
+            feathering=feather,
+            noise_mask=noise_mask,
+            mask=mask,
+        ).args
 
     return run
 
