@@ -1,5 +1,7 @@
 """Motion files on a MODEL: through the host's own samplers, beside the things that other packs put on it."""
 
+import os
+
 import pytest
 import torch
 from stillmotion.networks.clip import Clip
@@ -154,6 +156,26 @@ def test_files_are_shared_and_read_anew_when_they_change(small_model, motion):
     assert torch.isfinite(sample(twice, noise())).all()
     motion(model)
     assert load_motion(path) is not first
+
+
+def test_a_file_that_was_changed_within_its_size_and_time_is_read_anew(small_model, motion, tmp_path):
+    """As tools do that synchronise folders: by another file in its place, or by writing into it."""
+    from stillmotion.networks.stamp import stamp_of
+    from stillmotion.nodes.motion import load_motion
+
+    path = tmp_path / "a.safetensors"
+    for way in ("replaced", "written into"):
+        path.write_bytes(motion(small_model()).read_bytes())
+        first, before, stamp = load_motion(path), path.stat(), stamp_of(path)
+        other = tmp_path / "other" if way == "replaced" else path
+        other.write_bytes(path.read_bytes())
+        if way == "replaced":
+            other.replace(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = path.stat()
+        assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        assert stamp_of(path) != stamp and load_motion(path) is not first
+        assert load_motion(path) is load_motion(path)
 
 
 def test_a_partly_loaded_inflation_gives_the_same_clip(small_model, motion):

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from stillmotion.networks.config import InflationConfig, Queries, Temporal
+from stillmotion.networks.formats.files import read_any_motion_file
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionFileError, MotionInfo, read_motion_file, write_motion_file
 from stillmotion.networks.sites import Level, Structure
@@ -152,3 +153,56 @@ def test_a_file_can_be_written_by_a_path_in_a_string_as_it_can_be_read(path):
 def test_config_of_the_wrong_shape_is_a_value_error_as_its_docstring_says(data):
     with pytest.raises(ValueError):
         InflationConfig.from_json(data)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_table_of_positions_without_numbers_is_refused_before_one_is_computed(tmp_path, axis):
+    """A file of 448 bytes took all memory of the program that opened it."""
+    module = "down_blocks.0.motion_modules.0.temporal_transformer."
+    shape = [1, 200_000_000, 4]
+    shape[axis] = 0
+    header = {
+        f"{module}norm.weight": {"dtype": "F32", "shape": [32], "data_offsets": [0, 128]},
+        f"{module}transformer_blocks.0.attention_blocks.0.pos_encoder.pe": {
+            "dtype": "F32", "shape": shape, "data_offsets": [128, 128]},
+    }  # fmt: skip
+    text, path = json.dumps(header).encode(), tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(128))
+    start = time.monotonic()
+    with pytest.raises(MotionFileError, match="in which there is no number"):
+        read_any_motion_file(path)
+    assert time.monotonic() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"config": {"queries": {"rank": 2**62}}},
+        {"config": {"temporal": {"heads": []}}},
+        {"config": {"resampler": {"tokens": 1, "width": 2**62}}},
+        {"structure": {"levels": [{"width": 32, "down": [1], "up": [1, 1]}], "middle": [], "context": 768}},
+        {"structure": {"levels": [{"width": 32, "down": [1], "up": [1, 1]}], "middle": 0, "context": 10**400}},
+        {"frames": 10**9},
+        {"positions": 10**6 - 1},
+        {"fps": float("nan")},
+        {"captions": [3]},
+        {"factors": {"motion": [1, 2, 10**400]}},
+        {"schedule": "a" * 10**6},
+        {"captions": "a" * 10**6},
+    ],
+    ids=lambda own: json.dumps(own)[:60],
+)
+def test_numbers_and_texts_without_bounds_are_refused_in_a_short_sentence(path, own):
+    rewrite(path, **own)
+    with pytest.raises(MotionFileError) as caught:
+        read_motion_file(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1200 and str(caught.value).isprintable()
+
+
+def test_a_description_in_1000_lists_is_refused(path):
+    options = []
+    for _ in range(900):
+        options = [options]
+    rewrite(path, options={"a": options})
+    with pytest.raises(MotionFileError, match="has a description that cannot be read"):
+        read_motion_file(path)

@@ -109,7 +109,7 @@ def test_what_is_no_checkpoint_is_told_what_it_is(tmp_path, data, words):
 
 
 @pytest.mark.parametrize(
-    "version, refused", [("2.5.1", True), ("2.9.1+cu130", True), ("2.10.0", False), ("3.0", False)]
+    "version, refused", [("2.5.1", True), ("2.9.1+cu130", True), ("2.10.0", False), ("3.0.0", False)]
 )
 def test_pickles_are_left_alone_below_the_torch_that_reads_them_safely(tmp_path, monkeypatch, version, refused):
     torch.save(GOOD, tmp_path / "a.ckpt")

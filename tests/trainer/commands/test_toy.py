@@ -171,3 +171,18 @@ def test_without_steps_a_checkpoint_of_random_weights_is_written_and_says_what_i
     assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(36.7, abs=0.05)
     assert all(p.any() for p in unet.parameters() if p.ndim > 1), "a motion file on it would train no further"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_same_toy_is_the_same_bytes_and_a_file_that_is_there_stays(tmp_path):
+    for name in ("a", "b"):
+        make_toy(ToyOptions(output=tmp_path / f"{name}.safetensors", steps=0, unet="small"))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="a.safetensors is there already: --overwrite replaces it"):
+        make_toy(ToyOptions(output=tmp_path / "a.safetensors", steps=0, unet="small"))
+    (tmp_path / "c.png").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="c.png is there already"):
+        make_toy(ToyOptions(output=tmp_path / "c.safetensors", steps=1, unet="small"))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.png").read_bytes() == b"precious"
+    make_toy(ToyOptions(output=tmp_path / "a.safetensors", steps=0, unet="small", overwrite=True))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
