@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TextIO
 
+from ...networks.shown import shown
 from .captions import caption_of, encoding_of, object_in
 from .source import Source
 
@@ -96,7 +97,7 @@ def check_head(head: list[str], label: str) -> None:
     if NAME not in head or not set(TEXTS) & set(head) or len(set(head)) < len(head):
         raise ValueError(
             f"{label}, line 1 needs file_name and text (or caption), each once, with commas between them; it has"
-            f" {', '.join(head)[:200] or 'nothing'}"
+            f" {shown(', '.join(head), 200) or 'nothing'}"
         )
 
 
