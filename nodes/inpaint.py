@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .compat import io
 from .node import Node
+from .upscale import check_family
 from .windowing import looped
 from .windows import loop_input
 
@@ -111,19 +112,24 @@ class VideoInpaint(Node):
         from ..samplers.conditions import hatched, padded
         from . import inpainting, known
 
-        way = inpainting.way_of(model)
-        if way == inpainting.NOISE_MASK and not noise_mask:
+        way = inpainting.way_of(model, mode["mode"])
+        check_family(model, vae)
+        if way in (inpainting.FIRST_FRAME, inpainting.NOISE_MASK) and not noise_mask:
             raise ValueError(
-                "Neither the motion file nor the checkpoint was trained for known pixels, so that without noise_mask"
-                " nothing tells the model what is given: turn noise_mask on."
+                "Neither the motion file nor the checkpoint was trained to keep known pixels by itself, so that without"
+                " noise_mask they are lost: turn noise_mask on."
             )
-        given = inpainting.of_mode(mode, image, inpainting.prepared_mask(mask, image, grow_mask_by, feathering))
+        mask = inpainting.prepared_mask(mask, image, grow_mask_by, feathering)
+        given = inpainting.of_mode(mode, image, mask)
         whole = padded(given)
         if way == inpainting.CONDITION:
             model = known.with_known(model, *known.encoded(model, vae, whole), inpainting.NODE)
+        if way == inpainting.FIRST_FRAME:
+            model = known.with_first_frame(model, vae.encode(whole.frames[:1]), inpainting.NODE)
         if way == inpainting.CHECKPOINT:
             positive, negative = inpainting.told([positive, negative], vae.encode, whole)
-        inpainting.say(cls.hidden.unique_id, inpainting.report(given, mode["mode"], way))
+        masks = 0 if mask is None else len(mask)
+        inpainting.say(cls.hidden.unique_id, inpainting.report(given, masks, mode["mode"], way))
         model = looped(model, len(given.known)) if loop else model
         latent = inpainting.latent_of(vae, whole, noise_mask)
         return io.NodeOutput(model, positive, negative, latent, hatched(given), given.frames, inpainting.untold(given))

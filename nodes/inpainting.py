@@ -16,6 +16,7 @@ from ..samplers import conditions
 from ..samplers.conditions import CELL, KnownPixels
 from ..samplers.masks import feathered, for_frames, grown
 from ..samplers.strengths import parse_factors, parse_frames
+from .known import sees_it_clean
 from .settings import KEY
 
 log = logging.getLogger("stillmotion")
@@ -23,6 +24,7 @@ log = logging.getLogger("stillmotion")
 NODE = "Video Inpaint / Cinemagraph"
 
 CONDITION = "the motion file's condition"
+FIRST_FRAME = "its first frame, clean as in the motion file's training"
 CHECKPOINT = "the checkpoint's own inpainting channels"
 NOISE_MASK = "the noise mask alone"
 """Ways to tell a model what is known."""
@@ -95,7 +97,7 @@ def cinemagraph(image, mask, frames: int) -> KnownPixels:
     return conditions.cinemagraph(image, needed(mask, "cinemagraph"), frames)
 
 
-def way_of(model) -> str:
+def way_of(model, mode: str) -> str:
     """Return how a MODEL is told what is known.
 
     Raises:
@@ -106,8 +108,11 @@ def way_of(model) -> str:
             f"{NODE} is for Stable Diffusion's image models with a motion file; for video models ComfyUI has nodes of"
             " their own, WanImageToVideo and WanVaceToVideo for example."
         )
-    if any(settings.motion.info.config.condition for settings in model.get_attachment(KEY) or ()):
+    settings = model.get_attachment(KEY) or ()
+    if any(s.motion.info.config.condition for s in settings):
         return CONDITION
+    if mode == "image to video" and any(map(sees_it_clean, settings)):
+        return FIRST_FRAME
     return CHECKPOINT if "masked_image" in getattr(model.model, "concat_keys", ()) else NOISE_MASK
 
 
@@ -117,9 +122,7 @@ def latent_of(vae, given: KnownPixels, keep: bool) -> dict:
     Args:
         keep: the sampler puts known cells back at every step, those that are known in part by that part.
     """
-    sources = conditions.nearest_known(given)
-    distinct = sorted(set(sources))
-    samples = vae.encode(given.frames[distinct])[[distinct.index(source) for source in sources]]
+    samples = conditions.once_for_equal(vae.encode)(given.frames[conditions.nearest_known(given)])
     if not keep:
         return {"samples": samples}
     made = 1 - given.known * given.strengths.clamp(max=1).view(-1, 1, 1)
@@ -174,15 +177,16 @@ BUILT = {
 }
 
 
-def report(given: KnownPixels, mode: str, way: str) -> str:
-    """Return what is given and how the model is told, for the log and the node."""
+def report(given: KnownPixels, masks: int, mode: str, way: str) -> str:
+    """Return what is given, of so many masks, and how the model is told, for the log and the node."""
     frames = len(given.known)
     whole, empty = ((given.known.flatten(1) == value).all(1).sum().item() for value in (1, 0))
     text = (
         f"{mode}: of {frames} frames {whole} are given whole, {frames - whole - empty} in part; the model is told by"
         f" {way}."
     )
-    return text + (" Nothing is left to be made." if whole == frames else "")
+    spread = f" {masks} masks are spread over {frames} frames." if masks not in (0, 1, frames) else ""
+    return text + spread + (" Nothing is left to be made." if whole == frames else "")
 
 
 def say(node: str | None, text: str) -> None:

@@ -51,7 +51,7 @@ def with_first_frame(model, latents: Tensor, node: str):
     """Return a clone of MODEL whose network sees the first frame of every clip clean, as `fewshot --first-frame clean`
     trains (LAMP, Wu et al. 2023, arXiv 2310.10769), and what else it predicts of it matters no more.
 
-    The frame itself is kept in the result by a LATENT with it, and a `noise_mask` of 0 there: `held_first_frame`.
+    The frame itself is kept in the result by a LATENT with it, and a `noise_mask` of 0 there.
 
     Args:
         latents: raw, of VAE Encode, (clips or 1, 4, height, width).
@@ -75,12 +75,3 @@ def with_first_frame(model, latents: Tensor, node: str):
 
 def sees_it_clean(settings) -> bool:
     return settings.motion.info.options.get("first_frame") == "clean"
-
-
-def held_first_frame(latents: Tensor, frames: int) -> dict:
-    """Return the LATENT of clips of so many frames whose first one is kept: raw latents, (clips or 1, 4, height,
-    width), and zeros."""
-    samples = torch.cat([latents[:, None], latents.new_zeros(len(latents), frames - 1, *latents.shape[1:])], 1)
-    mask = torch.ones(len(latents), frames, 1, *latents.shape[2:])
-    mask[:, 0] = 0
-    return {"samples": samples.flatten(0, 1), "noise_mask": mask.flatten(0, 1)}

@@ -177,7 +177,7 @@ def condition(
     """Return C, (frames, 4, height, width) in cells, and M, (frames, 1, height, width): what the network is told.
 
     The clip is masked before the encoder, so that nothing unknown comes in through its receptive field, and after it,
-    so that a clip of which nothing is given has zeros in both. Frames without a known pixel are encoded once.
+    so that a clip of which nothing is given has zeros in both. Equal frames in a row are encoded once.
 
     Source: Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945), section 4, in latents instead of pixels.
 
@@ -188,24 +188,21 @@ def condition(
     Raises:
         ValueError: the frames' sides are no multiples of a cell's, see `padded`.
     """
-    cells, seen, encoded = cells_known(given.known, patch), given.frames.float(), encode
+    cells, seen = cells_known(given.known, patch), given.frames.float()
     if blank != "as_given":
         seen = torch.where((given.known >= 1)[..., None], seen, GREY)
-        encoded = once_for_grey(encode, given.known)
-    latents = factor * encoded(seen).float()
+    latents = factor * once_for_equal(encode)(seen).float()
     cells, strengths = cells.to(latents.device), given.strengths.to(latents.device).view(-1, 1, 1, 1)
     return (latents * cells * strengths if blank == "zero" else latents), cells * strengths
 
 
-def once_for_grey(encode: Encode, known: Tensor) -> Encode:
-    """Return an encoder for which all frames without a known pixel are one grey frame."""
-    grey = ~(known >= 1).flatten(1).any(1).cpu()
-    seen, blank = (~grey).nonzero()[:, 0].tolist(), grey.nonzero()[:1, 0].tolist()
-    places = {frame: place for place, frame in enumerate([*seen, *blank])}
+def once_for_equal(encode: Encode) -> Encode:
+    """Return an encoder for which frames that are equal to the one before are one frame."""
 
     def of_few(frames: Tensor) -> Tensor:
-        latents = encode(frames[[*seen, *blank]])
-        return latents[[places.get(frame, len(seen)) for frame in range(len(frames))]]
+        new = torch.tensor([True, *(not torch.equal(*pair) for pair in zip(frames, frames[1:]))])
+        latents = encode(frames[new])
+        return latents[(new.cumsum(0) - 1).to(latents.device)]
 
     return of_few
 

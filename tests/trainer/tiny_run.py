@@ -49,6 +49,23 @@ def write_base(folder):
     clip_tokenizer().save_pretrained(folder / "tokenizer")
 
 
+def moments(folder):
+    """AdamW's means of the gradients of each tensor, from a run's last save.
+
+    Weights are no measure: AdamW makes whole steps of gradients that are rounding and nothing else, as those of what
+    adds one number to a channel that a GroupNorm of one channel a group takes away.
+    """
+    state = torch.load(saved_states(folder / "saves")[-1], weights_only=True)["optimizer"]["state"]
+    return {name: each["exp_avg"] for name, each in state.items()}
+
+
+def largest_difference(ours, theirs):
+    """Return the largest difference of a tensor from its other, over its norm or, if larger, 1e-4 of the largest."""
+    assert ours.keys() == theirs.keys()
+    least = 1e-4 * max(tensor.norm() for tensor in theirs.values())
+    return max(((ours[n] - theirs[n]).norm() / theirs[n].norm().clamp(min=least)).item() for n in ours)
+
+
 def write_clips(folder, count=3):
     """GIFs of a square that moves to the right."""
     folder.mkdir()

@@ -9,7 +9,13 @@ FRAMES = 4
 class CellMeans:
     """A VAE whose latents are the mean of cells of 8 x 8 pixels, and which decodes these with an error."""
 
+    latent_dim, latent_channels, not_video = 2, 4, False
+
+    def __init__(self):
+        self.encoded = []
+
     def encode(self, pixels):
+        self.encoded.append(len(pixels))
         red, green, blue = torch.nn.functional.avg_pool2d(pixels[..., :3].movedim(-1, 1), 8).split(1, 1)
         return torch.cat([red, green, blue, red], 1)
 
@@ -34,7 +40,7 @@ CONDITIONING = [[torch.zeros(1, 77, 768), {}]]
 def ask(pack):
     """Runs the node as the host does."""
 
-    def run(model, image, mode, mask=None, grow=0, feather=0, noise_mask=True):
+    def run(model, image, mode, mask=None, grow=0, feather=0, noise_mask=True, vae=None):
         node = pack["StillmotionVideoInpaint"]
         clone = node.PREPARE_CLASS_CLONE(None)
         chosen = {"mode": mode.pop("name"), **mode}
@@ -42,7 +48,7 @@ def ask(pack):
             model=model,
             positive=CONDITIONING,
             negative=CONDITIONING,
-            vae=CellMeans(),
+            vae=vae or CellMeans(),
             image=image,
             mode=chosen,
             grow_mask_by=grow,
@@ -227,6 +233,31 @@ def test_an_inpainting_checkpoint_is_told_in_its_own_channels(ask, inpainting_mo
 def test_what_cannot_be_is_said_in_one_sentence(ask, small_model, image, mode, more, words):
     with pytest.raises(ValueError, match=words):
         ask(small_model(), image, {**mode}, **more)
+
+
+def test_a_motion_file_trained_with_a_clean_first_frame_sees_it_so(ask, of_first_frame):
+    model = of_first_frame()
+    out = ask(model, picture(), {**IMAGE_TO_VIDEO})
+    (settings,) = out[0].get_attachment("stillmotion")
+    scale = out[0].get_model_object("latent_format").scale_factor
+    torch.testing.assert_close(settings.asks.first, scale * CellMeans().encode(picture()))
+    latents = sample(*out[:3], out[3])
+    torch.testing.assert_close(latents[0], CellMeans().encode(picture())[0], atol=1e-4, rtol=1e-4)
+    assert (latents - sample(model, *out[1:3], out[3]))[1:].abs().max() > 1e-3
+    other = ask(model, picture(), {"name": "cinemagraph", "frames": FRAMES}, right_half())
+    assert other[0].get_attachment("stillmotion")[0].asks.first is None
+
+
+def test_frames_that_are_alike_are_encoded_once(ask, small_model):
+    vae = CellMeans()
+    ask(small_model(), picture(), {**IMAGE_TO_VIDEO, "frames": 16}, vae=vae)
+    assert vae.encoded == [1]
+
+
+def test_a_vae_of_another_family_is_refused(ask, small_model, monkeypatch):
+    monkeypatch.setattr(CellMeans, "latent_channels", 16)
+    with pytest.raises(ValueError, match="use the VAE of the model's family"):
+        ask(small_model(), picture(), {**IMAGE_TO_VIDEO})
 
 
 def test_a_video_model_is_sent_to_the_hosts_own_nodes(ask, wan):

@@ -4,8 +4,6 @@ import pytest
 import torch
 from asked_clips import FRAMES, SCALE, condition, noise, sample, windowed
 from stillmotion.networks.config import Condition, CrossFrames, InflationConfig
-from stillmotion.networks.inflation import Inflation
-from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 from stillmotion.samplers import conditions
 
 KNOWN = InflationConfig(frame_attention=CrossFrames(), condition=Condition())
@@ -86,39 +84,23 @@ def test_another_size_and_a_file_without_a_condition_are_refused(video):
         with_known(plain, c, m)
 
 
-@pytest.fixture
-def of_first_frame(small_model, tmp_path):
-    """A MODEL with a few-shot file that was trained with its first frame clean, or noisy."""
-    from stillmotion.nodes.attach import attach, structure_of
-    from stillmotion.nodes.motion import load_motion
-
-    def make(kind="clean"):
-        model, path = small_model(), tmp_path / f"{kind}.safetensors"
-        structure, config = structure_of(model), InflationConfig(frame_attention=CrossFrames())
-        inflation = Inflation(config, structure)
-        for name, parameter in inflation.named_parameters():
-            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
-        info = MotionInfo(config, structure, frames=FRAMES, options={"first_frame": kind})
-        write_motion_file(path, inflation.state_dict(), info)
-        return attach(model, load_motion(path), temporal=1.0, recurrence=1.0, queries=1.0)
-
-    return make
-
-
 def test_the_network_sees_a_given_first_frame_clean_and_the_result_keeps_it(of_first_frame, monkeypatch):
     import comfy.sample
     import stillmotion.nodes.attach as attach
-    from stillmotion.nodes.known import held_first_frame, with_first_frame
+    from stillmotion.nodes.known import with_first_frame
 
     seen, run_unet = [], attach.run_unet
     monkeypatch.setattr(
         attach, "run_unet", lambda *args, **kw: seen.append((args[2], args[3])) or run_unet(*args, **kw)
     )
     first = torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(5)) / SCALE
-    model, latent = with_first_frame(of_first_frame(), first, "Known"), held_first_frame(first, FRAMES)
+    plain = of_first_frame()
+    model = with_first_frame(plain, first, "Known")
+    mask = torch.ones(FRAMES, 1, 8, 6)
+    mask[0] = 0
     out = comfy.sample.sample(
-        *(model, noise(), 3, 3.0, "euler", "normal", condition(1), condition(2), latent["samples"]),
-        noise_mask=latent["noise_mask"],
+        *(model, noise(), 3, 3.0, "euler", "normal", condition(1), condition(2), first.expand(FRAMES, -1, -1, -1)),
+        noise_mask=mask,
         disable_pbar=True,
         seed=0,
     )
@@ -127,7 +109,7 @@ def test_the_network_sees_a_given_first_frame_clean_and_the_result_keeps_it(of_f
         rows = x.unflatten(0, (-1, clip.frames))
         torch.testing.assert_close(rows[:, 0], (first * SCALE).expand(len(rows), -1, -1, -1), rtol=1e-5, atol=1e-5)
         assert not torch.isclose(rows[:, 1:], (first * SCALE)[:, None]).all()
-    other = with_first_frame(of_first_frame(), first + 1, "Known")
+    other = with_first_frame(plain, first + 1, "Known")
     assert (sample(other, noise()) - sample(model, noise())).abs()[1:].max() > 1e-3
 
 

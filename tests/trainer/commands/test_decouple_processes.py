@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import tiny_run as tiny
-import torch
 from accelerate.state import AcceleratorState
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.run import run as shared_path
@@ -46,7 +45,7 @@ def on_two(place, way, output, *more):
     command = [sys.executable, *LAUNCH.split(), *way.split(), str(SCRIPT), *words(place, output, *more)]
     done = subprocess.run(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    return moments(place / output)
+    return tiny.moments(place / output)
 
 
 def on_one(place, output, *more):
@@ -55,24 +54,7 @@ def on_one(place, output, *more):
         patch.setattr(shared_path, "report_estimate", lambda *_: None)
         AcceleratorState._reset_state(True)
         assert main(words(place, output, *more)) == 0
-    return moments(place / output)
-
-
-def moments(folder):
-    """AdamW's means of the gradients of each tensor, from a run's last save.
-
-    Weights are no measure: AdamW makes whole steps of gradients that are rounding and nothing else, as those of what
-    adds one number to a channel that a GroupNorm of one channel a group takes away.
-    """
-    state = torch.load(saved_states(folder / "saves")[-1], weights_only=True)["optimizer"]["state"]
-    return {name: each["exp_avg"] for name, each in state.items()}
-
-
-def largest_difference(ours, theirs):
-    """Return the largest difference of a tensor from its other, over its norm or, if larger, 1e-4 of the largest."""
-    assert ours.keys() == theirs.keys()
-    least = 1e-4 * max(tensor.norm() for tensor in theirs.values())
-    return max(((ours[n] - theirs[n]).norm() / theirs[n].norm().clamp(min=least)).item() for n in ours)
+    return tiny.moments(place / output)
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +69,12 @@ def two(place):
 
 def test_two_processes_equal_one_with_accumulation(one, two):
     """Of the eight micro-batches of a step two are of pictures in either; of one clip, all see the same."""
-    assert largest_difference(one, two) < 1e-3
+    assert tiny.largest_difference(one, two) < 1e-3
 
 
 def test_divided_weights_equal_whole_ones_and_each_process_holds_half(place, two):
     divided = on_two(place, FSDP, "divided", "--accumulation", "4")
-    assert largest_difference(divided, two) < 1e-3
+    assert tiny.largest_difference(divided, two) < 1e-3
     held = [json.loads((place / f"divided.{rank}").read_text()) for rank in range(2)]
     for process in held:
         print(f"of {process['all']:,} numbers: {process['weights']:,} weights, {process['moments']:,} moments")
@@ -104,4 +86,4 @@ def test_divided_weights_equal_whole_ones_and_each_process_holds_half(place, two
 def test_a_save_of_two_processes_is_resumed_by_one(place, one, two):
     shutil.copytree(place / "two", place / "alone")
     saved_states(place / "alone/saves")[-1].unlink()
-    assert largest_difference(on_one(place, "alone", "--accumulation", "8", "--resume"), one) < 1e-3
+    assert tiny.largest_difference(on_one(place, "alone", "--accumulation", "8", "--resume"), one) < 1e-3
