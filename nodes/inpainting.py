@@ -182,7 +182,7 @@ def report(given: KnownPixels, masks: int, mode: str, way: str) -> str:
     frames = len(given.known)
     whole, empty = ((given.known.flatten(1) == value).all(1).sum().item() for value in (1, 0))
     text = (
-        f"{mode}: of {frames} frames {whole} are given whole, {frames - whole - empty} in part; the model is told by"
+        f"{mode}: {whole} of {frames} frames are given whole, {frames - whole - empty} in part; the model is told by"
         f" {way}."
     )
     spread = f" {masks} masks are spread over {frames} frames." if masks not in (0, 1, frames) else ""
