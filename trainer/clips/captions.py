@@ -56,8 +56,8 @@ def object_in(text: str, origin: str) -> dict:
         row = json.loads(text, object_pairs_hook=lambda pairs: once(pairs, origin))
     except RecursionError as error:
         raise ValueError(f"{origin} is not JSON that can be read: it is nested too deeply (recursion)") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{origin} is not JSON: {error}") from error
+    except ValueError as error:  # of a number with thousands of digits too
+        raise ValueError(str(error) if str(error).startswith(origin) else f"{origin} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{origin} is not an object such as {{'file_name': ..., 'text': ...}}")
     return row
@@ -73,13 +73,18 @@ def once(pairs: list[tuple[str, object]], origin: str) -> dict:
     return row
 
 
+def text_in(row: dict) -> object:
+    """Return what stands for the caption in a row or in a sample's JSON."""
+    return row.get("text", row.get("caption"))
+
+
 def caption_of(row: dict, origin: str) -> tuple[str, str]:
     """Return a row's clip and caption, on one line each.
 
     Raises:
         ValueError: one of them is not there, or no text (JSON can spell halves of letters); begins with `origin`.
     """
-    name, text = row.get("file_name"), row.get("text", row.get("caption"))
+    name, text = row.get("file_name"), text_in(row)
     if not isinstance(name, str) or not isinstance(text, str):
         raise ValueError(f"{origin} needs file_name and text (or caption); it has {', '.join(map(repr, row))[:200]}")
     if not is_text(name + text):

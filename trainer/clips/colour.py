@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import av
 import av.filter
-import numpy as np
 from PIL import Image
 
 from .shot import ClipError
+from .stills import opaque
 
 UNMARKED = 2
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}  # by ITU-T H.273
@@ -110,13 +110,8 @@ class Converter:
         except av.FFmpegError as error:
             raise ClipError(f"its pixels ({marks.pixels}) cannot be made RGB ({error.strerror})") from error
         if has_alpha(marks.pixels):
-            return on_white(shown.to_ndarray())
+            return opaque(Image.fromarray(shown.to_ndarray()))
         return Image.fromarray(shown.to_ndarray())
-
-
-def on_white(pixels: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(pixels)
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def graph_for(marks: Marks, frame: av.VideoFrame) -> av.filter.Graph:

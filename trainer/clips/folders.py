@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...networks.shown import shown
 from .captions import clip_key, read_caption
 from .kinds import STILLS, WORDS, is_clip, is_output, picture_files, visible
-from .source import Source, is_text, printable
+from .source import Source, is_text
 
 log = logging.getLogger("stillmotion")
 
@@ -77,7 +78,7 @@ class Aside:
         for name in () if self.done else names:
             self.count += 1
             if len(self.names) < NAMED:
-                self.names.append(printable(name))
+                self.names.append(shown(name))
 
     def say(self, of: Path) -> None:
         if self.count and not self.done:
@@ -136,7 +137,7 @@ def captioned(clips: Iterable[Path], words: dict[str, list[Path]], root: Path, c
     for clip in clips:
         name = name_in(clip, root)
         if not is_text(name):
-            yield Source(clip, printable(name), caption or "", "its name is no UTF-8 text; give it another one")
+            yield Source(clip, shown(name), caption or "", "its name is no UTF-8 text; give it another one")
         elif caption is not None:
             yield Source(clip, name, caption)
         else:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ...networks.shown import shown
 from ..show.pictures import Motion, MotionMeter, contact_sheet
 from .frames import Frames, fit, too_short
 from .shards import opened
 from .shot import ClipError
-from .source import ClipFormat, Source, printable
+from .source import ClipFormat, Source
 
 log = logging.getLogger("stillmotion")
 
@@ -46,7 +47,7 @@ class ClipReport:
 def inspect_clips(
     sources: Iterable[Source], form: ClipFormat, remark: Callable[[str], str] = lambda caption: ""
 ) -> list[ClipReport]:
-    """Decode every clip and report what it is, or why it cannot be used; each once, whatever captions it has.
+    """Decode every clip and report what it is, or why it cannot be used.
 
     Args:
         remark: what is worth knowing of a caption, or nothing.
@@ -104,7 +105,7 @@ def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
 
 def named(bad: list[ClipReport]) -> str:
     more = [f"and {len(bad) - NAMED} others"] if len(bad) > NAMED else []
-    return "; ".join([*(f"{printable(r.source.name)}: {r.problem}" for r in bad[:NAMED]), *more])
+    return "; ".join([*(f"{shown(r.source.name)}: {r.problem}" for r in bad[:NAMED]), *more])
 
 
 def table(reports: list[ClipReport]) -> str:
@@ -129,8 +130,8 @@ def without_most_bad(reports: list[ClipReport]) -> tuple[list[ClipReport], int]:
 
 
 def cells(report: ClipReport) -> tuple[str, ...]:
-    name, caption = printable(report.source.name), shortened(report.source.caption, 40) or "-"
-    status = report.problem or ("ok" + (f" ({report.note})" if report.note else ""))
+    name, caption = shown(report.source.name), shortened(report.source.caption, 40) or "-"
+    status = shown(report.problem or ("ok" + (f" ({report.note})" if report.note else "")))
     if report.motion is None:
         return (name, *["-"] * 6, caption, status)
     size = "{}x{}".format(*report.native_size)
@@ -139,19 +140,19 @@ def cells(report: ClipReport) -> tuple[str, ...]:
 
 
 def shortened(text: str, length: int) -> str:
-    text = printable(text)
+    text = shown(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def write_sheet(reports: list[ClipReport], path: Path, columns: int = 8) -> None:
     """Write the contact sheet of what training sees; the clips that cannot be used come with the reason."""
-    shown = without_most_bad(reports)[0][:SHOWN]
-    contact_sheet([(label(report), None if report.problem else report.window) for report in shown], path, columns)
+    listed = without_most_bad(reports)[0][:SHOWN]
+    contact_sheet([(label(report), None if report.problem else report.window) for report in listed], path, columns)
 
 
 def label(report: ClipReport) -> str:
     if report.problem:
-        return f"{printable(report.source.name)}: {report.problem}"
+        return shown(f"{report.source.name}: {report.problem}")
     motion = f"{report.seconds:.1f} s, moves {report.motion.flow:.2f} %" if report.motion else ""
     caption = shortened(report.source.caption, 400)
-    return "\n".join(filter(None, (printable(report.source.name), caption, motion, report.note)))
+    return "\n".join(filter(None, (shown(report.source.name), caption, motion, shown(report.note))))

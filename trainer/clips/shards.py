@@ -112,7 +112,7 @@ def parts_of(path: Path, folder: Path, prefix: str, caption: str | None, kinds: 
     """Return the tar files if there are any, or else the tables, or else the clips, of a folder or one file."""
     if path != folder:
         return [part_of(path, folder, prefix, caption, kinds)]
-    files = [file for directory in walk(path) for file in directory.files]
+    files = [file for directory in walk(path) for file in directory.files if may_hold_clips(file)]
     if packed := [file for file in files if PACKED.search(file.name)]:
         raise ValueError(f"{packed[0]} is compressed, so that no clip in it can be found; make it a plain .tar file")
     tars = [file for file in files if file.suffix.lower() == ".tar"]
@@ -120,10 +120,14 @@ def parts_of(path: Path, folder: Path, prefix: str, caption: str | None, kinds: 
     if not tars and not tables:
         return [checked(kinds.folder(path, folder, prefix, caption), kinds)]
     kind, first = "tar files" if tars else "tables", (tars or tables)[0].relative_to(folder)
-    others = sum(file.suffix.lower() in CLIP_SUFFIXES for file in files)
+    others = sum(file.suffix.lower() in CLIP_SUFFIXES for directory in walk(path) for file in directory.files)
     more = f"; {others} clips lie in it, of which those that {kind} do not name are left out" if others else ""
     log.info("Of %s its %s alone are read: %d, from %s on%s", folder, kind, len(tars or tables), first, more)
     return [(kinds.tar if tars else Table)(file, folder, prefix, caption) for file in tars or tables]
+
+
+def may_hold_clips(file: Path) -> bool:
+    return bool(PACKED.search(file.name)) or file.suffix.lower() == ".tar" or is_table(file)
 
 
 def part_of(path: Path, folder: Path, prefix: str, caption: str | None, kinds: Kinds) -> Shard:
@@ -138,11 +142,10 @@ def part_of(path: Path, folder: Path, prefix: str, caption: str | None, kinds: K
 
 
 def checked(folder: Folder, kinds: Kinds) -> Folder:
-    if next(iter(folder.samples()), None) is None:
+    if next(iter(replace(folder, aside=Aside()).samples()), None) is None:  # what it leaves aside comes again
         if not folder.path.is_dir():
             raise ValueError(f"{folder.path} is no clip; give a folder with {kinds.name}, or one of them")
         raise ValueError(f"{folder.path} holds no {kinds.name}{kinds.none_of}")
-    folder.aside.__init__()  # what was looked at so far comes again
     return folder
 
 
@@ -231,11 +234,14 @@ def is_about(error: OSError, source: Source) -> bool:
 
 def on_disk(path: Path) -> Path:
     """Return the path as the disk spells it: composed, as names in tables come here, or decomposed as on macOS."""
-    there = next(parent for parent in path.parents if parent.exists())
-    rest = path.relative_to(there).as_posix()
-    for name in dict.fromkeys((rest, unicodedata.normalize("NFD", rest))):
-        if ((there / name).is_file() or (there / name).is_dir()) and os.access(there / name, os.R_OK):
-            return there / name
+    try:
+        there = next(parent for parent in path.parents if parent.exists())
+        rest = path.relative_to(there).as_posix()
+        for name in dict.fromkeys((rest, unicodedata.normalize("NFD", rest))):
+            if ((there / name).is_file() or (there / name).is_dir()) and os.access(there / name, os.R_OK):
+                return there / name
+    except OSError as error:  # a name that no disk can hold
+        raise ClipError(f"it cannot be read ({error.strerror or error})") from error
     raise ClipError("there is no such clip, or it may not be read")
 
 

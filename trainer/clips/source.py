@@ -27,11 +27,6 @@ class ClipFormat:
     size: tuple[int, int]
 
 
-def printable(name: str) -> str:
-    """Return a name with marks in the place of what no console can show."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-
-
 def is_text(name: str) -> bool:
     """Tell whether a name can be written as UTF-8: names from the disk may be bytes of any encoding, JSON can spell
     halves of letters."""

@@ -16,11 +16,12 @@ from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
-from .captions import LONGEST_CAPTION, decoded, object_in
+from ...networks.shown import shown
+from .captions import LONGEST_CAPTION, decoded, object_in, text_in
 from .folders import Aside
 from .kinds import MAY_MOVE, MOVING, STRANGERS, VIDEOS, is_hidden
 from .shot import ClipError
-from .source import Source, is_text, printable
+from .source import Source, is_text
 
 KINDS = (*VIDEOS, *MOVING, *MAY_MOVE)  # of clips
 WORDS = "txt", "caption", "json"  # the first of these counts: a .json may hold much else
@@ -62,7 +63,7 @@ def tar_samples(
                     if aside:
                         aside.add(file.name for file in parts.values())
                 else:
-                    yield sample_of(path, f"{name}/{printable(key)}", parts, tar.fileobj, caption, kinds)
+                    yield sample_of(path, f"{name}/{shown(key)}", parts, tar.fileobj, caption, kinds)
                     count += 1
     except BROKEN as error:
         problem = f"no tar file, or one that is damaged or cut off after {count} samples ({error})"
@@ -106,7 +107,7 @@ def sample_of(
 ) -> Source:
     kind = next((kind for kind in kinds if kind in parts), None)
     if kind is None:
-        found, what = printable(", .".join(parts)), "clip" if kinds is KINDS else "picture"
+        found, what = shown(", .".join(parts)), "clip" if kinds is KINDS else "picture"
         return Source(path, name, problem=f"no {what} in it; after the first dot come .{found}", missing=True)
     problem = None
     if caption is None:
@@ -141,7 +142,7 @@ def caption_in(parts: dict[str, tarfile.TarInfo], tar: BinaryIO) -> str:
 
 def text_of_json(content: str) -> str:
     row = object_in(content, "its .json")
-    text = row.get("text", row.get("caption"))
+    text = text_in(row)
     if not isinstance(text, str):
         raise ValueError('its .json has no "text" or "caption"')
     return text

@@ -143,11 +143,17 @@ def whole_frames(frames: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFram
 
 def deinterlaced(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """Return a frame for each one, interpolated between fields where it is interlaced (BBC's bwdif)."""
-    graph = None
+    graph = kind = None
     for frame in frames:
-        graph = graph or deinterlacer(frame)
+        if kind != (kind := (frame.width, frame.height, frame.format.name)):  # a graph would scale others to its own
+            yield from rest_of(graph)
+            graph = deinterlacer(frame)
         graph.push(frame)
         yield from ready(graph)
+    yield from rest_of(graph)
+
+
+def rest_of(graph: av.filter.Graph | None) -> Iterator[av.VideoFrame]:
     if graph:
         graph.push(None)
         yield from ready(graph)

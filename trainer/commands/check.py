@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ...networks.shown import shown
 from ..base.features import feature_model
 from ..base.load import load_base
 from ..base.tokenizer import clip_tokenizer
@@ -54,9 +55,10 @@ def measured(sources: list[Source], base_path: Path, features: Path, form: ClipF
 
 def print_factors(sources: list[Source], factors: list[Factors]) -> None:
     """Print HiGen's factors of each clip, and how they vary: what the dials of `decouple` can learn from them."""
-    width = max(len(source.name) for source in sources)
-    for source, clip in zip(sources, factors):
-        print(f"{source.name:{width}}  motion factor {clip.motion:6.0f}  appearance factor {clip.appearance:.3f}")
+    names = [shown(source.name) for source in sources]
+    width = max(map(len, names))
+    for name, clip in zip(names, factors):
+        print(f"{name:{width}}  motion factor {clip.motion:6.0f}  appearance factor {clip.appearance:.3f}")
     ranges = spread(factors)
     print(f"all: {told(ranges)}")
     warn_of_spread(ranges)

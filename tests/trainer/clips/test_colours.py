@@ -59,7 +59,9 @@ def test_matrix_and_range_are_those_of_the_marks(tmp_path, matrix, full, pixels)
     assert ("10 bit to 8" in clip.note) == pixels.endswith("10le") and "no colour marks" not in clip.note
 
 
-@pytest.mark.parametrize("size, matrix", [((96, 48), 6), ((720, 576), 6), ((1278, 720), 1), ((1920, 1080), 1)])
+@pytest.mark.parametrize(
+    "size, matrix", [((96, 48), 6), ((720, 576), 6), ((1278, 720), 1), ((1284, 536), 1), ((1920, 1080), 1)]
+)
 def test_without_marks_high_definition_is_709_and_the_rest_601(tmp_path, size, matrix):
     rgb = bars(*size)
     clip = seen(encoded(tmp_path / "a.mkv", rgb, matrix, tagged=False))
@@ -117,15 +119,15 @@ def test_transparent_webm_is_white_where_nothing_is(tmp_path):
     assert clip.frames[0][24, 8].min() >= 250 and np.abs(clip.frames[0][24, 88].astype(int) - (200, 40, 60)).max() < 8
 
 
-def test_the_fields_of_interlaced_video_are_joined(tmp_path):
-    """Every second line is half a frame later; what moves is combed until a player joins the fields."""
-    with av.open(str(tmp_path / "a.mpg"), "w") as container:
+def write_interlaced(path, width=128, height=64):
+    """A bar that moves by a pixel a field: every second line is half a frame later."""
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg2video", rate=25, options={"qmax": "2"})
         stream.codec_context.flags |= 1 << 18 | 1 << 29  # interlaced DCT and motion estimation
-        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for k in range(50):
-            planes = np.full((64, 128, 3), 40, np.uint8)
-            for line in range(64):
+            planes = np.full((height, width, 3), 40, np.uint8)
+            for line in range(height):
                 at = 2 * k + (line % 2)
                 planes[line, at : at + 24] = 220
             frame = av.VideoFrame.from_ndarray(planes, format="rgb24").reformat(format="yuv420p")
@@ -133,6 +135,19 @@ def test_the_fields_of_interlaced_video_are_joined(tmp_path):
             frame.pts, frame.time_base = k, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def test_interlaced_video_that_changes_its_size_is_refused_and_not_stretched(tmp_path):
+    parts = write_interlaced(tmp_path / "a.mpg"), write_interlaced(tmp_path / "b.mpg", 96, 80)
+    (tmp_path / "c.mpg").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(ClipError, match="frames change size"):
+        seen(tmp_path / "c.mpg")
+
+
+def test_the_fields_of_interlaced_video_are_joined(tmp_path):
+    """What moves is combed until a player joins the fields."""
+    write_interlaced(tmp_path / "a.mpg")
     clip = seen(tmp_path / "a.mpg")
     combed = [np.abs(f[1:-1:2].astype(int) - (f[:-2:2].astype(int) + f[2::2]) / 2).mean() for f in clip.frames]
     assert "interlaced" in clip.note and len(clip.frames) == 16

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from stillmotion.trainer.clips.decoding import ClipError, cover
 from stillmotion.trainer.clips.find import Source, decode, fit
+from stillmotion.trainer.clips.frames import Frames
 
 STEADY = {f"{rate} fps": [k / rate for k in range(3 * rate)] for rate in (25, 30)} | {
     "an odd rate, 23 fps": [k / 23 for k in range(70)],
@@ -160,6 +161,13 @@ def test_a_time_stamp_far_away_does_not_fill_the_memory(tmp_path, write_video):
     path = write_video(tmp_path / "clip.mkv", [0, 0.1, 90_000], codec="ffv1")
     with pytest.raises(ClipError, match="longer than 2.913e.04 s, .* 8 fps and 64x48 pixels take 2048 MiB of memory"):
         decoded(path)
+
+
+def test_latents_of_a_clip_have_a_limit_of_their_own(tmp_path, write_video):
+    """Of 64 x 48 pixels a frame's latents take 768 bytes."""
+    path = write_video(tmp_path / "clip.mkv", [0, 0.1, 90_000], codec="ffv1")
+    with pytest.raises(ClipError, match="longer than 4.369e.04 s, of which the latents at 8 fps .* take 256 MiB"):
+        list(Frames(Source(path, "clip"), 8, size=(64, 48)))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])

@@ -68,6 +68,7 @@ def test_only_the_first_process_writes(two):
     assert [line["event"] for line in lines if "event" in line] == ["start", "export"]
     names = sorted(path.relative_to(two).as_posix() for path in two.rglob("*") if path.is_file())
     assert [name for name in names if "tfevents" not in name] == [
+        ".lock",
         "clips.png",
         "log.jsonl",
         "options.toml",

@@ -96,6 +96,7 @@ def test_no_clip_is_seen_by_both_in_an_epoch(place, two):
 def test_only_the_first_process_writes(place, two):
     files = sorted(path.relative_to(place / "two").as_posix() for path in (place / "two").rglob("*") if path.is_file())
     assert [name for name in files if "tfevents" not in name] == [
+        ".lock",
         "clips.png",
         "log.jsonl",
         "options.toml",
