@@ -11,6 +11,9 @@ LARGEST = 2**20
 DEEPEST = 64
 """Lists and objects in one another; what we write has a handful, and ever more would overflow the stack later."""
 
+MOST_DIGITS = 1000
+"""Of a whole number; Python itself refuses some thousands, with advice for its programmer."""
+
 
 def parse_json(text: str | bytes, deepest: int = DEEPEST):
     """Return the value of a JSON text, in UTF-8 with or without a byte order mark where it is bytes.
@@ -19,12 +22,19 @@ def parse_json(text: str | bytes, deepest: int = DEEPEST):
         ValueError: it is no JSON, or too deep.
     """
     try:
-        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, parse_int=whole_number)
     except RecursionError:
         raise ValueError("its lists and objects lie too deep in one another") from None
     if _depth_over(value, deepest):
         raise ValueError(f"its lists and objects lie more than {deepest} deep in one another")
     return value
+
+
+def whole_number(digits: str) -> int:
+    """Return the number. Raise ValueError where it has more digits than any that means something."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def read_config(path: Path) -> dict:

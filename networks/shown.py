@@ -11,7 +11,7 @@ def shown(value: object, most: int = LONGEST) -> str:
     """Return text in one line: what a terminal would obey is escaped, and of what is longer the ends are kept.
 
     Args:
-        most: characters of the result.
+        most: characters before escaping, which may make ten of one.
     """
     text = str(value)
     if len(text) > most:  # first, so that a megabyte is not escaped to be thrown away

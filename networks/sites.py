@@ -74,10 +74,12 @@ class Structure:
     context: int
 
     def __post_init__(self):
-        depths = [depth for level in self.levels for depth in (*level.down, *level.up)] + [self.middle or 0]
+        depths = [depth for level in self.levels for depth in (*level.down, *level.up)] + [
+            0 if self.middle is None else self.middle
+        ]
         if not all(level.down and level.up for level in self.levels) or not 1 <= len(self.levels) <= MOST_LEVELS:
             raise ValueError(f"a U-Net has 1 to {MOST_LEVELS} levels, each with blocks down and up")
-        if any(_is_no_count(d, 0) for d in depths) or self.middle not in (None, depths[-1]):
+        if any(_is_no_count(d, 0) for d in depths):
             raise ValueError("the depths of a U-Net's transformers are whole numbers from 0")
         if max(len(depths), sum(depths)) > MOST_BLOCKS:
             raise ValueError(f"a U-Net has at most {MOST_BLOCKS} blocks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import operator
 
 from .compat import io
 
@@ -47,11 +48,10 @@ def check_numbers(schema: io.Schema, values: dict) -> None:
 def check_number(node: str | None, known, value) -> None:
     if isinstance(known, io.Float.Input | io.Int.Input) and value is not None:
         whole = isinstance(known, io.Int.Input)
-        if not _is_number(value, whole) or not _is_within(value, known.min, known.max):
-            raise ValueError(
-                f"{node}: {known.id} is {str(value)[:50]}; it must be {'a whole number' if whole else 'a number'} from"
-                f" {known.min:g} to {known.max:g}."
-            )
+        if not _is_number(value, whole) or not known.min <= value <= known.max:
+            allowed = f"whole number from {known.min}" if whole else f"number from {known.min:g}"
+            most = known.max if whole else f"{known.max:g}"
+            raise ValueError(f"{node}: {known.id} is {str(value)[:50]}; it must be a {allowed} to {most}.")
 
 
 def chosen_inputs(combo: io.DynamicCombo.Input, value: dict) -> list:
@@ -61,11 +61,7 @@ def chosen_inputs(combo: io.DynamicCombo.Input, value: dict) -> list:
 
 def _is_number(value, whole: bool) -> bool:
     try:
-        number = float(value)
+        number = operator.index(value) if whole else float(value)
     except (TypeError, ValueError, OverflowError):
         return False
-    return not isinstance(value, str) and math.isfinite(number) and (not whole or number.is_integer())
-
-
-def _is_within(value, least, most) -> bool:
-    return (least is None or value >= least) and (most is None or value <= most)
+    return whole or (not isinstance(value, str) and math.isfinite(number))

@@ -64,6 +64,7 @@ def test_pickled_modules(tmp_path, times, tensors, zipped):
         data = good if random.random() < 0.3 else None
         return written(path, damaged_bytes(data, random) if data else damaged_bytes(start, random) + good[4000:])
 
+    read_motion_module(written(path, good))
     _, refused = check(100 * times, read_motion_module, make, [path])
     assert refused
 
@@ -81,8 +82,8 @@ def test_adapters(tmp_path, times, tensors):
         written(tmp_path / "diffusion_pytorch_model.safetensors", weights)
         return tmp_path
 
-    _, refused = check(100 * times, read_motion_module, make, [tmp_path])
-    assert refused
+    ended, refused = check(100 * times, read_motion_module, make, [tmp_path])
+    assert ended and refused
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +120,14 @@ def test_base_folders(tmp_path, times, base):
 
 
 def test_checkpoints_in_one_file(tmp_path, times):
-    """Names and shapes of a whole checkpoint, without most of its numbers."""
+    """The U-Net of a checkpoint, which is judged first; one undamaged is told what else it lacks."""
     from stillmotion.trainer.base.ldm_checkpoint import unet_to_ldm
     from stillmotion.trainer.base.load import load_base
 
     tensors = {f"model.diffusion_model.{n}": t for n, t in unet_to_ldm(tiny_run.tiny_unet(context=768)).items()}
     path, good = tmp_path / "a.safetensors", safetensors.torch.save(tensors)
+    with pytest.raises(ValueError, match="its CLIP text encoder lacks"):  # so far an undamaged one comes
+        load_base(written(path, good))
     _, refused = check(40 * times, load_base, lambda r: written(path, damaged(good, r)), [path])
     assert refused
 
@@ -174,21 +177,22 @@ def test_clips(tmp_path, times, suffix):
     from stillmotion.trainer.show import pictures
 
     path = tmp_path / f"a{suffix}"
-    write = pictures.write_mp4 if suffix == ".mp4" else pictures.write_gif if hasattr(pictures, "write_gif") else None
-    if write:
-        write(torch.randint(0, 255, (8, 32, 48, 3), dtype=torch.uint8).numpy(), path, 8)
+    if suffix == ".mp4":
+        pictures.write_mp4(torch.randint(0, 255, (8, 32, 48, 3), dtype=torch.uint8).numpy(), path, 8)
     else:
         tiny_run.write_clips(tmp_path / "drawn", 1)
         path.write_bytes((tmp_path / "drawn/0.gif").read_bytes())
         shutil.rmtree(tmp_path / "drawn")
     (tmp_path / "a.txt").write_text("a square")
-    good = path.read_bytes()
+    good, problems = path.read_bytes(), []
 
     def read(folder):
-        for report in inspect_clips(find_clips(folder), ClipFormat(8, 4, (32, 32))):
-            assert report.problem is None or str(report.problem).isprintable()
+        problems.extend(found.problem for found in inspect_clips(find_clips(folder), ClipFormat(8, 4, (32, 32))))
 
+    read(tmp_path)
+    assert problems == [None]
     check(40 * times, read, lambda r: written(path, damaged_bytes(good, r)).parent)
+    assert any(problems) and all(problem is None or str(problem).isprintable() for problem in problems)
 
 
 @pytest.mark.parametrize("name", ["clips.csv", "metadata.jsonl"])
@@ -206,4 +210,6 @@ def test_tables(tmp_path, times, name):
     def read(given):
         return [sample for shard in shards_of(given) for sample in shard]
 
-    check(100 * times, read, lambda r: written(path, damaged_bytes(rows[name], r)))
+    assert [sample.caption for sample in read(written(path, rows[name]))] == ["a square", "another"]
+    ended, refused = check(100 * times, read, lambda r: written(path, damaged_bytes(rows[name], r)))
+    assert ended and (refused or name == "metadata.jsonl")  # whose rows are judged one by one

@@ -127,7 +127,7 @@ def recorded(options: Options) -> dict[str, Any]:
 def refuse_existing(overwrite: bool, *paths: Path) -> None:
     """Raise ValueError where a file would be lost that nobody said may be."""
     if there := [path for path in paths if path.exists() and not overwrite]:
-        raise ValueError(f"{there[0]} is there already: --overwrite replaces it, or choose another --output")
+        raise ValueError(f"{there[0]} is there already: --overwrite replaces it, or choose another place")
 
 
 def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:

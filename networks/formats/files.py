@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
 from torch import Tensor
 
 from ..json_text import read_config
 from ..motion_file import MotionFileError, MotionInfo, check_finite, check_numbers, opened, read_opened
 from ..recognise import kind_of_names
-from ..tensor_file import Header, tensors_in
+from ..tensor_file import NAMES, Header, tensors_in
 from .animatediff import from_animatediff, is_animatediff
 from .higen import is_higen, is_of_vgen
 from .modules import MODULE, Shapes, T, Tensors, module_tensors
@@ -81,12 +80,9 @@ def naming(path: Path) -> Iterator[None]:
         raise MotionFileError(f"{path} cannot be used: {error}.") from None
 
 
-KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
 def kind_of(tensor: Tensor) -> str:
-    """Return a tensor's kind of number, by safetensors' name where it is one that can be used."""
-    return KINDS.get(tensor.dtype, str(tensor.dtype))
+    """Return a tensor's kind of number, by safetensors' name where it has one."""
+    return NAMES.get(tensor.dtype, str(tensor.dtype))
 
 
 def _read_modules(path: Path, file: BinaryIO, header: Header) -> dict[str, Tensor]:

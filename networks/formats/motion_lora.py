@@ -7,6 +7,7 @@ import re
 from torch import Tensor
 
 from ..motion_file import MotionInfo
+from ..tensor_file import is_finite
 from .modules import MODULE, Tensors, module_names, module_tensors
 
 LAYER = re.compile(
@@ -26,7 +27,8 @@ def merged(info: MotionInfo, tensors: Tensors, lora: Tensors, strength: float = 
     beside rank and strength.
 
     Raises:
-        ValueError: the LoRA holds something else, or changes what the inflation does not have.
+        ValueError: the LoRA holds something else, changes what the inflation does not have, or makes numbers of it that
+            its kind of number cannot hold.
     """
     sites = {module: site for site, module in module_names(info).items()}
     changed = dict(tensors)
@@ -46,7 +48,10 @@ def _added(weight: Tensor, letter: str, delta: Tensor, module: str) -> Tensor:
     start = channels * max("qkv".find(letter), 0)
     new = weight.float().clone()
     new[start : start + channels] += delta
-    return new.to(weight.dtype)
+    new = new.to(weight.dtype)
+    if not is_finite(new):
+        raise ValueError(f"it makes numbers of {module} that are too large for {weight.dtype}; lower its strength")
+    return new
 
 
 def _pairs(lora: Tensors) -> dict[tuple[str, int, str], tuple[Tensor, Tensor]]:

@@ -102,7 +102,7 @@ def test_tensors_of_another_kind_of_number_are_refused(path, dtype):
 
 @pytest.mark.parametrize("name", ["norm_scope", "schedule", "prediction"])
 def test_a_changed_description_is_noticed(tmp_path, name):
-    """The checksum covers the tensors only: what they mean can be changed unnoticed."""
+    """The checksum covers what the file says of its tensors too."""
     config, path = InflationConfig(temporal=Temporal(4)), tmp_path / "motion.safetensors"
     write_motion_file(path, tensors(config), MotionInfo(config, SLIM))
     data = path.read_bytes()
@@ -125,7 +125,7 @@ def test_a_refused_write_names_the_file_that_was_to_be_written(path):
 
 
 def test_tensors_that_were_checked_do_not_change_with_the_file(path):
-    """They are mapped: a file that is overwritten in place (a sync tool, a download) changes or kills the process."""
+    """A reader that maps them would change, or end, with a file that is overwritten in place (a sync tool)."""
     write_motion_file(path, {name: torch.randn_like(t) for name, t in tensors().items()}, INFO)
     _, got = read_motion_file(path)
     before = {name: t.clone() for name, t in got.items()}

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from pathlib import Path
 
+from ...networks.json_text import whole_number
 from .source import is_text
 
 LONGEST_CAPTION = 2**20  # bytes; a novel has as many, and CLIP reads 75 tokens
@@ -53,7 +54,7 @@ def object_in(text: str, origin: str) -> dict:
         ValueError: it is none, or says one thing twice; the message begins with `origin`.
     """
     try:
-        row = json.loads(text, object_pairs_hook=lambda pairs: once(pairs, origin))
+        row = json.loads(text, object_pairs_hook=lambda pairs: once(pairs, origin), parse_int=whole_number)
     except RecursionError as error:
         raise ValueError(f"{origin} is not JSON that can be read: it is nested too deeply (recursion)") from error
     except ValueError as error:  # of a number with thousands of digits too

@@ -28,7 +28,7 @@ from ..base.tensors import is_pickled_file, read_tensors
 from ..config import recorded, refuse_existing
 from ..options import ConvertOptions
 from ..run.checkpoints import same
-from ..run.export import check_written, library_versions, write_and_open
+from ..run.export import check_written, library_versions, write_result
 
 log = logging.getLogger("stillmotion")
 
@@ -51,7 +51,7 @@ def convert(options: ConvertOptions) -> None:
         refuse_existing(options.overwrite, image_model_path(options))
     if options.to == "stillmotion":
         made_by = {**recorded(options), "made_from": info.options}
-        write_and_open(options.output, tensors, replace(info, options=made_by, versions=library_versions()))
+        write_result(options.output, tensors, replace(info, options=made_by, versions=library_versions()))
     else:
         export(options, info, tensors)
     log.info("%s is written", options.output)

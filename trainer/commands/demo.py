@@ -34,7 +34,7 @@ def make(options: DemoOptions) -> None:
     base = options.base or options.output / "base.safetensors"
     if options.base is None and not base.exists():
         log.info("1 of 4: a base model to learn with")
-        make_toy(ToyOptions(output=base, steps=options.base_steps, seed=options.seed))
+        make_toy(ToyOptions(output=base, steps=options.base_steps, seed=options.seed, overwrite=True))
     log.info("2 of 4: %d clips of a shape, %s", CLIPS, options.motion)
     clips = draw_clips(options.output / "clips", options)
     log.info("3 of 4: learning the motion")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Generator
 from ..base.ldm_checkpoint import write_checkpoint
 from ..base.load import Base
 from ..base.tokenizer import clip_tokenizer
-from ..config import refuse_existing
+from ..config import recorded, refuse_existing
 from ..options import ToyOptions
 from ..show.pictures import contact_sheet
 from ..toy.autoencoder import train_autoencoder
@@ -74,7 +75,7 @@ def toy_metadata(options: ToyOptions) -> dict[str, str]:
         "modelspec.resolution": f"{PICTURE}x{PICTURE}",
         "modelspec.prediction_type": "epsilon",
         "modelspec.license": "Apache-2.0",
-        "stillmotion.toy": options.model_dump_json(exclude={"output", "overwrite"}),
+        "stillmotion.toy": json.dumps(recorded(options)),
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...networks.atomic import remove_unfinished, replacing, write_durably
+from ...networks.shown import shown
 from ..base.division import gather, load, load_optimizer
 from ..config import flag_of
 from .loop import Training
@@ -142,8 +143,8 @@ def check_same_facts(path: Path, saved: dict, now: dict, defaults: dict) -> None
         if value != before:
             flag = FLAGS.get(name, flag_of(name))
             raise ValueError(
-                f"{flag} is {shown(value)}, but {path} was made with {shown(before)}: resume with the same, or start"
-                " anew in another --output."
+                f"{flag} is {value_text(value)}, but {path} was made with {value_text(before)}: resume with the same,"
+                " or start anew in another --output."
             )
     for name in sorted(saved.keys() - now.keys() - defaults.keys()):
         if saved[name] is not None and saved[name] is not False:
@@ -153,5 +154,5 @@ def check_same_facts(path: Path, saved: dict, now: dict, defaults: dict) -> None
             )
 
 
-def shown(value) -> str:
-    return "none" if value is None else str(value)
+def value_text(value) -> str:
+    return "none" if value is None else shown(value, 200)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...networks.atomic import remove_unfinished
 from ...networks.config import InflationConfig
 from ...networks.inflation import Inflation
-from ...networks.motion_file import MotionInfo, read_motion_info, write_motion_file
+from ...networks.motion_file import MotionInfo, write_motion_file
 from ...networks.sites import Structure
 from ...networks.tensor_file import tensors_of
 from ..base.division import gather
@@ -52,16 +52,14 @@ def exported_weights(training: Training, part: str = "inflation") -> dict[str, T
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
-def write_and_open(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) -> None:
-    """Write the motion file and open it with the nodes' own reader, for the U-Net it was trained on.
+def write_result(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) -> None:
+    """Write the motion file, which is read back, and remove what a killed run left of one.
 
     Raises:
         OSError: it could not be written; an older file is untouched.
     """
     remove_unfinished(path.parent, glob.escape(path.name))
     write_motion_file(path, dict(tensors), info)
-    read_motion_info(path, fits=info.structure)
-    check_written(path, tensors)
 
 
 def check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from ..clips.batches import Plan, TrainingClip
 from ..clips.known import Known, as_it_is
 from ..options import TrainOptions
 from .checkpoints import keep_latest, save_state, saved_states, state_of
-from .export import ema_weights, exported_weights, write_and_open
+from .export import ema_weights, exported_weights, write_result
 from .held_out import fixed_noise_loss
 from .loop import StepReport, Training
 from .previews import Preview, below_each_other, decode_clip, sample_preview, sample_tasks, side_by_side, write_preview
@@ -100,7 +100,7 @@ class Milestones:
         if not self.training.accelerator.is_main_process:
             return
         path = save_state(folder, state)
-        write_and_open(folder / f"{self.name}-{step:06d}.safetensors", tensors, self.info)
+        write_result(folder / f"{self.name}-{step:06d}.safetensors", tensors, self.info)
         keep_latest(folder, ("state-*.pt", f"{self.name}-*.safetensors"), self.options.keep)
         log.info("step %d: saved %s", step, path)
 

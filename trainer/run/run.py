@@ -30,7 +30,7 @@ from ..options import SpatialOptions, TrainOptions
 from .checkpoints import check_same_facts, facts_of, read_state, restore
 from .displacement import report
 from .estimate import advice, estimate_memory, seconds_of_a_step, time_step
-from .export import exported_weights, library_versions, write_and_open
+from .export import exported_weights, library_versions, write_result
 from .lock import locked
 from .loop import BatchSource, Training, backward, start_training, train
 from .milestones import Milestones, free_memory, run_name
@@ -331,7 +331,7 @@ def export(options: TrainOptions, training: Training, milestones: Milestones, st
         return
     write_spatial(options, training, spatial)
     path, workflow = options.output / f"{name}.safetensors", options.output / f"{name}_workflow.json"
-    write_and_open(path, tensors, info)
+    write_result(path, tensors, info)
     log.info("Wrote %s; its modules moved from their start by (RMS):", path)
     milestones.run_log.event(
         event="export", step=training.step, **report(tensors, start, training.schedule.path(training.step))

@@ -76,7 +76,7 @@ def test_text_of_windows_is_read(tmp_path, encoding):
         ("metadata__jsonl", "[" * 100_000, "metadata.jsonl, line 1: is not JSON that can be read: .*too deeply"),
         ("metadata__jsonl", '{"file_name": "a.mp4", "text": "\\ud83d"}', "metadata.jsonl, line 1: is no text"),
         ("metadata__jsonl", '{"file_name": "a\\ud83d.mp4", "text": "x"}', "metadata.jsonl, line 1: is no text"),
-        ("metadata__jsonl", "9" * 5000, "metadata.jsonl, line 1: is not JSON: .*5000 digits"),
+        ("metadata__jsonl", "9" * 5000, "metadata.jsonl, line 1: is not JSON: it holds a number of 5000 digits"),
     ],
 )
 def test_hostile_words_are_one_sentence_with_file_and_line(tmp_path, capsys, name, content, message):
