@@ -49,13 +49,14 @@ def write_base(folder):
     clip_tokenizer().save_pretrained(folder / "tokenizer")
 
 
-def moments(folder):
-    """AdamW's means of the gradients of each tensor, from a run's last save.
+def moments(folder, save):
+    """AdamW's means of the gradients of each tensor, from a run's first save (0), second (1), ...
 
-    Weights are no measure: AdamW makes whole steps of gradients that are rounding and nothing else, as those of what
-    adds one number to a channel that a GroupNorm of one channel a group takes away.
+    Runs can be compared one step after they had equal weights, and no later: AdamW makes whole steps of gradients that
+    are rounding and nothing else, as those of what adds one number to a channel that a GroupNorm of one channel a group
+    takes away; from then on the runs are two.
     """
-    state = torch.load(saved_states(folder / "saves")[-1], weights_only=True)["optimizer"]["state"]
+    state = torch.load(saved_states(folder / "saves")[save], weights_only=True)["optimizer"]["state"]
     return {name: each["exp_avg"] for name, each in state.items()}
 
 

@@ -100,7 +100,7 @@ DAMAGE = {
     "more than the network has": (lambda t: t | {"fps_embedding.0": torch.zeros(3)}, "'fps_embedding.0' is no tensor"),
     "NaN in the U-Net": (nan("out.2.weight"), "holds NaN or infinity in out.2.weight"),
     "NaN in the motion": (nan("img_embedding.bias"), "holds NaN or infinity in img_embedding.bias"),
-    "whole numbers": (lambda t: t | {"out.2.bias": torch.zeros(4, dtype=torch.int64)}, "out.2.bias as torch.int64"),
+    "whole numbers": (lambda t: t | {"out.2.bias": torch.zeros(4, dtype=torch.int64)}, "holds out.2.bias as I64"),
     "another network": (without("img_", "msim_", "asim_", "context_"), "network of VGen's .* other than HiGen's"),
     "code": (lambda t: {"state_dict": Code()}, "holds code beside tensors"),
 }  # fmt: skip
