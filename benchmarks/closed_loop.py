@@ -48,6 +48,7 @@ FASTEST = 0.1  # rounds from frame to frame
 WIDTHS, PICTURES = (32, 64), 1500
 TOKENS = 16  # captions are short, and every frame attends to all of 77
 BLOCKS = ("convolution",) * 2
+SPREAD = 3.0  # latents of the darkest and the brightest colour are so far apart
 
 
 def varied_clip(scene, other, speed, change, start):
@@ -79,7 +80,7 @@ def colour_autoencoder():
     """Return an autoencoder whose latents are the mean colour of each cell of 8 x 8 pixels, and their mean."""
     four = {"encoder_block_out_channels": (4,) * 4, "decoder_block_out_channels": (4,) * 4}
     none = {"num_encoder_blocks": (0,) * 4, "num_decoder_blocks": (0,) * 4}
-    vae = AutoencoderTiny(**four, **none, scaling_factor=5.0)
+    vae = AutoencoderTiny(**four, **none)
     for layer in filter(lambda layer: isinstance(layer, torch.nn.Conv2d), vae.modules()):
         layer.weight.zero_()
         if layer.bias is not None:
@@ -89,9 +90,11 @@ def colour_autoencoder():
         layer.weight[:, :, 1, 1] = colours
         if layer.stride == (2, 2):
             layer.weight[:, :, 1:, 1:] = colours[..., None, None] / 4
-    last, first = (module.layers for module in (vae.encoder, vae.decoder))
-    last[-1].bias.fill_(-0.5)  # [0, 1] to [-0.5, 0.5], where the decoder's tanh is nearly straight
-    first[0].bias.fill_(0.5)
+    last, first = vae.encoder.layers[-1], vae.decoder.layers[0]
+    last.weight.mul_(SPREAD)
+    last.bias.fill_(-SPREAD / 2)  # [0, 1] to [-1.5, 1.5], where the decoder's tanh is nearly straight
+    first.weight.div_(SPREAD)
+    first.bias.fill_(0.5)
     return vae
 
 
