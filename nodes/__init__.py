@@ -4,6 +4,7 @@ import logging
 
 from ..networks.shown import ShownFilter
 from .compat import ComfyExtension
+from .crop import CropToMask, StitchBack
 from .guidance import MotionAppearanceGuidance
 from .guide import MGGuider
 from .inpaint import KeepKnown, VideoInpaint
@@ -11,6 +12,7 @@ from .inspect import MeasureMotion, XTSlice
 from .load import RecurrentMotionLoRA, STUNetLoader
 from .noise import MappingNetworkNoise
 from .prior import SpatialPrior
+from .repaint import RePaintSampler
 from .sample import MGGuidanceSampler
 from .style import StyleBalance
 from .upscale import MultiDiffusionUpscale
@@ -30,6 +32,9 @@ class StillmotionExtension(ComfyExtension):
             MotionAppearanceGuidance,
             VideoInpaint,
             KeepKnown,
+            CropToMask,
+            StitchBack,
+            RePaintSampler,
             MappingNetworkNoise,
             MGGuider,
             MGGuidanceSampler,

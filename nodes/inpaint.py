@@ -85,6 +85,11 @@ class VideoInpaint(Node):
                     " motion files trained for it and checkpoints for inpainting do.",
                 ),
                 loop_input(),
+                io.Boolean.Input(
+                    "fill_holes",
+                    default=False,
+                    tooltip="What the mask goes all around is made too: outlines are enough when painting.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -106,7 +111,19 @@ class VideoInpaint(Node):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, vae, image, mode, grow_mask_by, feathering, noise_mask, loop=False, mask=None
+        cls,
+        model,
+        positive,
+        negative,
+        vae,
+        image,
+        mode,
+        grow_mask_by,
+        feathering,
+        noise_mask,
+        loop=False,
+        fill_holes=False,
+        mask=None,
     ) -> io.NodeOutput:
         # here and not above: kornia, for which ComfyUI's start need not wait
         from ..samplers.conditions import hatched, padded
@@ -119,7 +136,7 @@ class VideoInpaint(Node):
                 "Neither the motion file nor the checkpoint was trained to keep known pixels by itself, so that without"
                 " noise_mask they are lost: turn noise_mask on."
             )
-        mask = inpainting.prepared_mask(mask, image, grow_mask_by, feathering)
+        mask = inpainting.prepared_mask(mask, image, fill_holes, grow_mask_by, feathering)
         given = inpainting.of_mode(mode, image, mask)
         whole = padded(given)
         if way == inpainting.CONDITION:
@@ -153,12 +170,21 @@ class KeepKnown(Node):
                 whole_number(
                     "feathering", 8, 0, 256, "Pixels over which what was made fades into what was given, outside."
                 ),
+                io.Float.Input(
+                    "match_colours",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far mean and contrast of each frame are moved to those of what was given, or of the"
+                    " nearest given frame: against colours that drift. 0: not at all.",
+                ),
             ],
             outputs=[io.Image.Output("kept_image", display_name="image")],
         )
 
     @classmethod
-    def execute(cls, image, given, mask, feathering) -> io.NodeOutput:
+    def execute(cls, image, given, mask, feathering, match_colours=0.0) -> io.NodeOutput:
         from .inpainting import kept
 
-        return io.NodeOutput(kept(image, given, mask, feathering))
+        return io.NodeOutput(kept(image, given, mask, feathering, match_colours))

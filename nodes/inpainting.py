@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..samplers import conditions
+from ..samplers.colours import colours_matched
 from ..samplers.conditions import CELL, KnownPixels
-from ..samplers.masks import feathered, for_frames, grown
+from ..samplers.masks import feathered, filled, for_frames, grown
 from ..samplers.strengths import parse_factors, parse_frames
 from .known import sees_it_clean
 from .settings import KEY
@@ -30,21 +31,28 @@ NOISE_MASK = "the noise mask alone"
 """Ways to tell a model what is known."""
 
 
-def prepared_mask(mask: Tensor | None, image: Tensor, grow: int, feather: int) -> Tensor | None:
-    """Return a MASK in the size of an IMAGE, (n, height, width), 1 where pixels are to be made; None: there is none.
-
-    Without one an image's alpha is taken, 0 where it is to be made. A mask of another size is resized and cut as the
-    host does it; its placeholder of 64 x 64 zeros is no mask.
-    """
-    height, width = image.shape[1:3]
+def prepared_mask(mask: Tensor | None, image: Tensor, fill: bool, grow: int, feather: int) -> Tensor | None:
+    """Return a MASK in the size of an IMAGE, (n, height, width), 1 where pixels are to be made; None: there is none."""
+    mask = own_mask(mask, image)
     if mask is None:
-        alpha = 1 - image[..., 3] if image.shape[-1] == 4 else None
-        return alpha if alpha is None else feathered(grown(alpha, grow), feather)
-    mask = mask.reshape(-1, *mask.shape[-2:]).float()
-    if mask.shape[1:] == (64, 64) and not mask.any():
         return None
-    fitted = comfy.utils.common_upscale(mask[:, None], width, height, "bilinear", "center")[:, 0]
-    return feathered(grown(fitted.clamp(0, 1), grow), feather)
+    return feathered(grown(filled(mask) if fill else mask, grow), feather)
+
+
+def own_mask(mask: Tensor | None, image: Tensor) -> Tensor | None:
+    """Return a MASK in the size of an IMAGE; without one, the image's alpha, 0 where pixels are to be made. The host's
+    placeholder of 64 x 64 zeros is no mask."""
+    if mask is None:
+        return 1 - image[..., 3] if image.shape[-1] == 4 else None
+    return None if mask.shape[-2:] == (64, 64) and not mask.any() else fitted(mask, image)
+
+
+def fitted(mask: Tensor, image: Tensor) -> Tensor:
+    """Return a MASK, with a batch or without, as (n, height, width) in the size of an IMAGE: resized and cut as the
+    host does it."""
+    height, width = image.shape[1:3]
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    return comfy.utils.common_upscale(mask, width, height, "bilinear", "center")[:, 0].clamp(0, 1)
 
 
 def needed(mask: Tensor | None, mode: str) -> Tensor:
@@ -136,8 +144,9 @@ def told(conds: list, encode: Callable, given: KnownPixels) -> list:
     return [node_helpers.conditioning_set_values(cond, values) for cond in conds]
 
 
-def kept(clip: Tensor, given: Tensor, mask: Tensor, feather: int) -> Tensor:
-    """Return a decoded clip with what was given put back where the mask is 0, in the size that was given.
+def kept(clip: Tensor, given: Tensor, mask: Tensor, feather: int, match: float = 0.0) -> Tensor:
+    """Return a decoded clip with what was given put back where the mask is 0, in the size that was given, and before
+    that, by `match`, with the colours of what was given.
 
     Raises:
         ValueError: they have other numbers of frames, or the clip is smaller.
@@ -149,7 +158,7 @@ def kept(clip: Tensor, given: Tensor, mask: Tensor, feather: int) -> Tensor:
             f" of the {NODE} that this clip was sampled from."
         )
     known = KnownPixels.of(given, 1 - for_frames(mask, len(given)))
-    return conditions.composited(clip[:, :height, :width, :3], known, feather)
+    return conditions.composited(colours_matched(clip[:, :height, :width, :3], known, match), known, feather)
 
 
 def untold(given: KnownPixels) -> Tensor:

@@ -40,7 +40,7 @@ CONDITIONING = [[torch.zeros(1, 77, 768), {}]]
 def ask(pack):
     """Runs the node as the host does."""
 
-    def run(model, image, mode, mask=None, grow=0, feather=0, noise_mask=True, vae=None):
+    def run(model, image, mode, mask=None, grow=0, feather=0, noise_mask=True, vae=None, fill=False):
         node = pack["StillmotionVideoInpaint"]
         clone = node.PREPARE_CLASS_CLONE(None)
         chosen = {"mode": mode.pop("name"), **mode}
@@ -54,6 +54,7 @@ def ask(pack):
             grow_mask_by=grow,
             feathering=feather,
             noise_mask=noise_mask,
+            fill_holes=fill,
             mask=mask,
         ).args
 
@@ -166,6 +167,20 @@ def test_a_line_of_one_pixel_opens_its_cells_and_grey_stays_grey(ask, small_mode
     assert noise_mask.shape == (FRAMES, 1, 4, 6) and (noise_mask[:, :, 1] == 1).all() and noise_mask.sum() == 24
     soft = ask(small_model(), picture(FRAMES), {"name": "inpaint"}, torch.full((1, 32, 48), 0.5))[3]["noise_mask"]
     assert (soft == 0.5).all()
+
+
+def test_what_an_outline_goes_around_is_made_where_holes_are_filled(ask, small_model):
+    outline = torch.zeros(1, 32, 48)
+    outline[:, 8:24, 8:24], outline[:, 9:23, 9:23] = 1, 0
+    made = [ask(small_model(), picture(FRAMES), {"name": "inpaint"}, outline, fill=fill)[6] for fill in (False, True)]
+    assert [mask[0, 8:24, 8:24].mean().item() for mask in made] == [60 / 256, 1]
+
+
+def test_a_clip_that_drifts_is_brought_back_to_the_colours_of_what_was_given(ask, keep, small_model):
+    out = ask(small_model(), image := picture(), {**IMAGE_TO_VIDEO})
+    drifted = image * torch.linspace(1, 0.5, FRAMES).view(-1, 1, 1, 1)
+    last = [keep(drifted, *out[5:], 0, match)[-1].mean((0, 1)) - image.mean((0, 1, 2)) for match in (0.0, 1.0)]
+    assert last[0].abs().min() > 0.2 and last[1].abs().max() < 1e-4
 
 
 def test_alpha_is_the_mask_where_there_is_none(ask, small_model):
