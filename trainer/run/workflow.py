@@ -12,6 +12,7 @@ from .sample import EARLY
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "workflows"
 TEMPLATE, OF_A_STILL = TEMPLATES / "few_shot_motion.json", TEMPLATES / "spatial_prior.json"
+OF_AN_IMAGE = TEMPLATES / "image_to_video.json"
 WITH_DIALS = TEMPLATES / "motion_factor.json"
 UNKNOWN = {"motion": 500.0, "appearance": 0.0}
 WHOLE = "temporal", "resampling", "mapping", "tokens", "motion", "appearance", "condition"
@@ -24,8 +25,9 @@ def write_workflow(
 ) -> None:
     """Write the graph of the previews for ComfyUI's editor: checkpoint and motion file to an MP4 and a WebP.
 
-    Where the file has a spatial prior, a still by the image model is what the clip is made of; where it has dials, they
-    are set to what half of the training clips lie below.
+    Where the file has a spatial prior, a still by the image model is what the clip is made of; where it was trained
+    with pixels that are given, an image is its first frame; where it has dials, they are set to what half of the
+    training clips lie below.
 
     Args:
         base, motion: names as ComfyUI's loaders will list them.
@@ -33,9 +35,9 @@ def write_workflow(
         caption: what the prompt says; the negative prompt stays empty, as in training.
     """
     config = info.config
-    workflow = _read(OF_A_STILL if config.prior else TEMPLATE)
+    workflow = _read(_template_of(info))
     nodes = {node["type"]: node for node in workflow["nodes"]}
-    loader = nodes["StillmotionSTUNetLoader" if config.prior else "StillmotionRecurrentMotionLoRA"]
+    loader = nodes.get("StillmotionSTUNetLoader") or nodes["StillmotionRecurrentMotionLoRA"]
     prompt = next(node for node in workflow["nodes"] if node.get("title") == "Prompt")
     prompt["widgets_values"] = [comfy_prompt(caption, clip_tokenizer())]
     nodes["MarkdownNote"]["widgets_values"] = [_note(base, base_is_folder, motion, info)]
@@ -45,11 +47,15 @@ def write_workflow(
         if node["type"] == "EmptyLatentImage":
             frames = 1 if node["widgets_values"][2] == 1 else info.frames
             node["widgets_values"] = [info.width, info.height, frames]
+        if node["type"] == "ImageScale":
+            node["widgets_values"][1:3] = info.width, info.height
+        if node["type"] == "StillmotionVideoInpaint":
+            node["widgets_values"][1] = info.frames
         if node["type"] == "KSampler":
             _set_steps(node, info.options)
     if config.motion or config.appearance:
         _add_guidance(workflow, nodes["KSampler"], info)
-    _set_sampler(nodes, info.options)
+    _set_sampler(workflow, info.options)
     nodes["CreateVideo"]["widgets_values"][0] = info.fps
     nodes["SaveAnimatedWEBP"]["widgets_values"][1] = info.fps
     if any(getattr(config, part) for part in WHOLE):
@@ -57,6 +63,12 @@ def write_workflow(
     if base_is_folder:
         _load_folder(nodes["CheckpointLoaderSimple"])
     path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _template_of(info: MotionInfo) -> Path:
+    if info.config.prior:
+        return OF_A_STILL
+    return OF_AN_IMAGE if info.config.condition or info.options.get("first_frame") == "clean" else TEMPLATE
 
 
 def _set_steps(node: dict, options: dict) -> None:
@@ -98,9 +110,10 @@ def _read(template: Path) -> dict:
     return json.loads(template.read_text(encoding="utf-8"))
 
 
-def _set_sampler(nodes: dict[str, dict], options: dict) -> None:
-    """Put MG Guidance Sampler, whose first sockets are the same, in the place of KSampler where the previews had it."""
-    node = nodes["KSampler"]
+def _set_sampler(workflow: dict, options: dict) -> None:
+    """Put MG Guidance Sampler, whose first sockets are the same, in the place of the last KSampler where the previews
+    had it."""
+    node = [node for node in workflow["nodes"] if node["type"] == "KSampler"][-1]
     seed, after, steps, cfg, *others = node["widgets_values"]
     early, alpha = options.get("guidance_early") or cfg, options.get("mitigation", 0)
     if alpha or early != cfg:
@@ -109,8 +122,9 @@ def _set_sampler(nodes: dict[str, dict], options: dict) -> None:
         node["properties"]["cnr_id"] = "stillmotion"
         node["widgets_values"] = [seed, after, steps, *others, early, cfg, EARLY, alpha, *limits]
         node["size"] = [340, 560]
-        for below in ("VAEDecode", "CreateVideo"):
-            nodes[below]["pos"][1] += 270
+        for other in workflow["nodes"]:
+            if other["pos"][0] == node["pos"][0] and other["pos"][1] > node["pos"][1]:
+                other["pos"][1] += 270
 
 
 def _load_whole(node: dict, motion: str) -> None:

@@ -59,13 +59,29 @@ def test_a_run_with_harivos_sampling_gets_the_sampler_that_has_it(written):
     assert nodes["VAEDecode"]["pos"][1] > sampler["pos"][1] + sampler["size"][1] + 30
 
 
-@pytest.mark.parametrize(
-    "more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}, {"condition": Condition()}]
-)
+@pytest.mark.parametrize("more", [{"temporal": Temporal()}, {"mapping": Mapping()}, {"tokens": Tokens(5)}])
 def test_a_file_with_more_than_few_shot_motion_is_loaded_by_the_stunet_loader(written, more):
     node = written(replace(INFO, config=InflationConfig(recurrence=Recurrence(), **more)))["The motion"]
     assert node["type"] == "StillmotionSTUNetLoader"
     assert node["widgets_values"] == ["wave.safetensors", 1.0, 0, "from file", "", ""]
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [{"config": InflationConfig(condition=Condition())}, {"options": {"first_frame": "clean"}}],
+)
+@pytest.mark.parametrize("more", [{}, {"mitigation": 40.0}])
+def test_a_file_that_was_trained_with_given_pixels_gets_an_image_to_go_on_from(written, tmp_path, trained, more):
+    nodes = written(replace(INFO, **{**trained, "options": {**trained.get("options", {}), **more}}))
+    links = json.loads((tmp_path / "w.json").read_text(encoding="utf-8"))["links"]
+    asking = nodes["StillmotionVideoInpaint"]
+    assert asking["widgets_values"][:2] == ["image to video", 5]
+    size = linked(nodes, links, "StillmotionVideoInpaint", "image")
+    assert size["widgets_values"][1:3] == [72, 40]
+    assert linked(nodes, links, size["title"], "image")["type"] == "LoadImage"
+    assert linked(nodes, links, "The clip", "latent_image") == asking
+    assert nodes["The motion"]["widgets_values"][0] == "wave.safetensors"
+    assert overlapping(nodes.values()) == []
 
 
 def test_a_base_in_a_folder_is_loaded_by_the_loader_of_folders(written):
@@ -93,14 +109,19 @@ def test_the_links_of_a_shipped_workflow_agree_from_both_ends(name):
 
 @SHIPPED
 def test_no_two_nodes_of_a_shipped_workflow_overlap(name):
-    workflow = json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))
-    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    assert overlapping(json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))["nodes"]) == []
+
+
+def overlapping(nodes):
+    """Pairs of nodes that lie on each other."""
     title = 30  # pixels above a node
 
     def apart(a, b):
-        return a[0] + a[2] < b[0] or a[1] + a[3] < b[1] - title
+        return a["pos"][0] + a["size"][0] < b["pos"][0] or a["pos"][1] + a["size"][1] < b["pos"][1] - title
 
-    assert all(apart(a, b) or apart(b, a) for i, a in enumerate(boxes) for b in boxes[:i])
+    nodes = list(nodes)
+    pairs = [(a, b) for i, a in enumerate(nodes) for b in nodes[:i]]
+    return [(a["type"], b["type"]) for a, b in pairs if not apart(a, b) and not apart(b, a)]
 
 
 HIGEN = replace(
