@@ -19,7 +19,7 @@ from webdataset.tariterators import base_plus_ext
 from ...networks.shown import shown
 from .captions import LONGEST_CAPTION, decoded, object_in, text_in
 from .folders import Aside
-from .kinds import MAY_MOVE, MOVING, STRANGERS, VIDEOS, is_hidden
+from .kinds import MAY_MOVE, MOVING, VIDEOS, is_hidden
 from .shot import ClipError
 from .source import Source, is_text
 
@@ -59,7 +59,7 @@ def tar_samples(
         with tarfile.open(path, "r:", encoding="utf-8") as tar:
             for key, files in groupby(plain_files(tar), lambda file: base_plus_ext(file.name)[0]):
                 parts = {str(base_plus_ext(file.name)[1]).lower(): file for file in files}
-                if key is None or are_strangers(parts):  # None: a file without a suffix
+                if key is None or are_strangers(parts, kinds):  # None: a file without a suffix
                     if aside:
                         aside.add(file.name for file in parts.values())
                 else:
@@ -92,9 +92,9 @@ def plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError("it has no end")
 
 
-def are_strangers(parts: Iterable[str]) -> bool:
-    """Tell by their suffixes whether files are no part of a sample: no clip, and no words of one."""
-    return all(f".{part}" in STRANGERS and part not in WORDS for part in parts)
+def are_strangers(parts: Iterable[str], kinds: tuple[str, ...]) -> bool:
+    """Tell by their last suffixes whether files are no part of a sample: none of its kinds, and no words of one."""
+    return not any(part.rpartition(".")[2] in (*kinds, *WORDS) for part in parts)
 
 
 def sample_of(
