@@ -1,9 +1,11 @@
-"""Give a network that `condition` trained some pixels of clips that it never saw, and measure what it makes of them.
+"""Give a network with the part `condition` some pixels of clips that it never saw, and measure what it makes of them.
 
     python benchmarks/known_pixels.py --output runs/known-pixels
 
-Draws clips of one shape that goes round in a circle, once in eight frames, from anywhere on it, and trains `condition`
-on them; the small image model is that of closed_loop.py, whose latents are the mean colours of 8 x 8 pixels. What is
+Draws clips of one shape that goes round in a circle, once in eight frames, from anywhere on it, and trains the part
+`condition` and temporal convolutions on them, by `decouple --condition` without HiGen's prior, and the image model with
+them: that is the one of closed_loop.py, whose latents are the mean colours of 8 x 8 pixels, and so narrow that frozen
+it does not put through what is known (`--frozen` shows it: `condition` with AnimateDiff's blocks). What is
 known of a clip of held-out words says all of it, so that there is one truth for each. Prints, with intervals over clips
 and seeds of sampling: errors against the truth where pixels are made, for the condition, for the condition with known
 cells put back at every step as samplers do with a noise mask, for the noise mask alone (the same file, told nothing),
@@ -18,15 +20,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from closed_loop import DEVICE, interval, make_base
+from closed_loop import BLOCKS, DEVICE, interval, make_base
+from safetensors.torch import load_file
 from stillmotion.networks.asked import Asked, Given
 from stillmotion.samplers.conditions import cells_known, cinemagraph, condition, hole, key_frames, nearest_known
 from stillmotion.samplers.schedules import alphas_cumprod
 from stillmotion.samplers.windows import turn
+from stillmotion.trainer.base.ldm_checkpoint import unet_from_ldm
 from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.clips.known import Pixels
 from stillmotion.trainer.commands.condition import condition as train_condition
-from stillmotion.trainer.options import ConditionOptions
+from stillmotion.trainer.commands.decouple import decouple
+from stillmotion.trainer.options import ConditionOptions, DecoupleOptions
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.sample import Sampling, sample_clip, starting_noise
 from stillmotion.trainer.show.pictures import contact_sheet, write_mp4
@@ -54,29 +59,33 @@ def draw_set(folder, count):
 
 
 def train(options, base, clips, run):
-    chosen = ConditionOptions(
-        videos=clips,
-        base=base,
-        output=run,
-        size=SIZE,
-        frames=FRAMES,
-        fps=FPS,
-        steps=options.steps,
-        batch_size=4,
-        preset=options.preset,
-        learning_rate=2e-3,
-        warm_up=100,
-        ema=0.99,
-        weighting="velocity",
-        checkpointing=False,
-        preview_every=options.steps,
-        save_every=500,
-        held_out_every=options.steps,
-        guidance=1.0,
-        resume=(run / "saves").is_dir(),
-        cache=options.output / "cache",
-    )
-    train_condition(chosen)
+    shared = {
+        "videos": clips,
+        "base": base,
+        "output": run,
+        "size": SIZE,
+        "frames": FRAMES,
+        "fps": FPS,
+        "steps": options.steps,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "warm_up": 100,
+        "ema": 0.99,
+        "weighting": "velocity",
+        "checkpointing": False,
+        "preview_every": options.steps,
+        "save_every": 500,
+        "held_out_every": options.steps,
+        "guidance": 1.0,
+        "resume": (run / "saves").is_dir(),
+        "cache": options.output / "cache",
+    }
+    if options.frozen:
+        train_condition(ConditionOptions(**shared, preset="animatediff"))
+        return
+    without = {"prior": False, "appearance": False, "image_share": 0}
+    parts = {"condition": True, "spatial": "full", "spatial_lr_mult": 0.5, "blocks": BLOCKS}
+    decouple(DecoupleOptions(**shared, **without, **parts))
 
 
 def tasks(video):
@@ -96,6 +105,9 @@ class Sampler:
 
     def __init__(self, base_folder, motion, steps):
         self.base = load_base(base_folder)
+        unet = motion.with_stem(f"{motion.stem}_unet")
+        if unet.is_file():
+            self.base.unet = unet_from_ldm(load_file(unet)).to(DEVICE).eval()
         self.network, self.how = load_motion(self.base, motion).to(DEVICE).eval(), Sampling(steps, 1.0)
         self.pixels = Pixels(self.base.vae, DEVICE)
 
@@ -227,8 +239,8 @@ def main():
     parser.add_argument("--base", type=Path, help="of closed_loop.py; default: made here")
     parser.add_argument("--clips", type=int, default=200, help="default 200")
     parser.add_argument("--base-steps", type=int, default=1500, help="default 1500")
-    parser.add_argument("--steps", type=int, default=2000, help="of condition, default 2000")
-    parser.add_argument("--preset", default="animatediff", help="of condition, default animatediff")
+    parser.add_argument("--steps", type=int, default=1500, help="of training, default 1500")
+    parser.add_argument("--frozen", action="store_true", help="the image model stays as it is")
     parser.add_argument("--captions", type=int, default=8, help="held out, default 8")
     parser.add_argument("--seeds", type=int, default=3, help="of sampling, default 3")
     parser.add_argument("--sampling-steps", type=int, default=20)
