@@ -22,6 +22,7 @@ from ..samplers.strengths import levels_for
 from .asks import Asks, asked_of, put_into_conditions, take_carried, whole_frames, with_first_frames
 from .merging import refuse_merging
 from .motion import LoadedMotion
+from .motion_lora import check_loaded_once
 from .schedule import check_sampling
 from .settings import KEY, Settings, check_rank, frames_per_clip
 from .unet import pack_window, run_unet
@@ -116,6 +117,7 @@ def outer_sample(executor, noise, *args, **kwargs):
     if guider.model_patcher.get_additional_models_with_key("ADE"):
         raise ValueError("AnimateDiff-Evolved and Stillmotion are attached to the same model; use one of them.")
     check_rank(guider.model_patcher, noise.shape)
+    check_loaded_once(guider.model_patcher)
     settings = guider.model_patcher.get_attachment(KEY)
     check_sampling(guider.model_patcher, settings)
     frames = frames_per_clip(noise.shape[0], settings)
