@@ -15,6 +15,7 @@ from ..samplers.mitigating_gradient import Mitigation, mitigate_latents
 from ..samplers.schedules import cfg_at, flow_to_sigma, is_within
 from .compat import io, schema
 from .node import Node
+from .previews import with_previews
 from .settings import KEY, asked_frames, check_rank
 
 UNLIMITED = 10.0
@@ -52,7 +53,7 @@ class MitigatingGuider(comfy.samplers.CFGGuider):
     """
 
     def __init__(self, model, positive, negative, guidance: Guidance):
-        super().__init__(model)
+        super().__init__(with_previews(model.clone()))
         self.set_conds(positive, negative)
         self.set_cfg(guidance.cfg_early)
         self.guidance, self.mitigation = guidance, guidance.mitigation()
