@@ -82,21 +82,25 @@ def test_groups_hold_whole_nodes(path):
         assert held and all(held), group["title"]
 
 
+FOR_ANY_CHECKPOINT = [path for path in SHIPPED if "v1-5-pruned" in path.read_text(encoding="utf-8")]
 ANIMATEDIFF = [path for path in SHIPPED if path.stem.startswith("animate")]
 
 
-@pytest.mark.parametrize("path", ANIMATEDIFF, ids=lambda path: path.stem)
-def test_a_template_says_where_its_models_are_had_and_in_three_lines_what_to_change(path):
+@pytest.mark.parametrize("path", FOR_ANY_CHECKPOINT, ids=lambda path: path.stem)
+def test_a_template_for_any_checkpoint_says_where_its_models_are_had(path):
     """`properties.models` is what the page offers to download; a node that loads a model has its entry."""
-    nodes = read(path)["nodes"]
-    for node in nodes:
+    for node in read(path)["nodes"]:
         files = [v for v in node["widgets_values"] if isinstance(v, str) and v.endswith(".safetensors")]
         models = node["properties"].get("models", [])
         assert [model["name"] for model in models] == files
         for model in models:
-            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
+            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith("/" + model["name"])
             assert model["directory"] in ("checkpoints", "stillmotion", "loras", "controlnet")
-    (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+        if node["type"] == "EmptyLatentImage":
+            assert node["widgets_values"][:2] == [512, 512] and node["widgets_values"][2] in (16, 32)
+
+
+@pytest.mark.parametrize("path", ANIMATEDIFF, ids=lambda path: path.stem)
+def test_a_template_says_in_three_lines_what_to_change(path):
+    (note,) = (node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] == "MarkdownNote")
     assert [line[:2] for line in note.splitlines()] == ["##", "", "1.", "2.", "3."]
-    (latent,) = (node["widgets_values"] for node in nodes if node["type"] == "EmptyLatentImage")
-    assert latent[:2] == [512, 512] and latent[2] in (16, 32)

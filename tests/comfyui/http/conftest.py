@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 PACK = Path(__file__).resolve().parents[3]
+SD15 = "v1-5-pruned-emaonly-fp16.safetensors"  # what templates for any checkpoint name, here the toy
 START = 240  # seconds; ten on an idle machine
 
 
@@ -193,6 +194,7 @@ def models(tmp_path_factory):
     (folder / "custom_nodes" / "Still-Motion").symlink_to(PACK, target_is_directory=True)
     (folder / "extra.yaml").write_text(f"mine:\n  base_path: {folder / 'more'}\n  stillmotion: motion\n")
     write_base(folder / "models/checkpoints/toy.safetensors")
+    (folder / f"models/checkpoints/{SD15}").hardlink_to(folder / "models/checkpoints/toy.safetensors")
     return folder
 
 

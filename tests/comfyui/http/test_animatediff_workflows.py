@@ -42,7 +42,8 @@ def files(models, motion, lora, controlnet):
                     info = motion(path.relative_to(models), InflationConfig(Temporal()))
                 elif node["type"] == "StillmotionMotionLoRA":
                     safetensors.torch.save_file(motion_lora(info), path)
-                else:
+                elif not path.exists():
+                    path.parent.mkdir(exist_ok=True)
                     shutil.copy(models / "models" / stand_ins[model["directory"]], path)
     with av.open(str(models / "input/clip.mp4"), "w") as file:
         stream = file.add_stream("mpeg4", rate=Fraction(8))
