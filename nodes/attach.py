@@ -221,12 +221,12 @@ def clip_of(rows: int, transformer_options: dict, frames: int) -> Clip:
     per_condition = rows // len(transformer_options.get("cond_or_uncond", [0]))
     for indices, whole in (_core_window(transformer_options), _pack_window(transformer_options)):
         if indices and len(indices) == per_condition:
-            check_one_clip(frames, whole)
+            refuse_clips_on_windows(frames, whole)
             return Clip(tuple(indices))
     return Clip.of(frames if frames and per_condition % frames == 0 else per_condition)
 
 
-def check_one_clip(frames: int, whole: int) -> None:
+def refuse_clips_on_windows(frames: int, whole: int) -> None:
     """Raise ValueError where clips of so many frames are to be sampled on windows of the `whole` latent."""
     if 0 < frames < whole:
         raise ValueError(

@@ -72,13 +72,13 @@ def patches_at(rate: Rate, patches: dict) -> dict:
     row for each frame of the input, and are given these."""
     if rate.merged == 1 or "middle_patch" not in patches:
         return patches
-    here, whole = rate.rows.clip.frames, rate.finer[0].clip.frames
+    # as they are now: the object goes on to other rates
+    here, whole, merged = rate.rows.clip.frames, rate.finer[0].clip.frames, rate.merged
 
     def at_full_rate(patch: Callable, x: Tensor, extra_options: dict) -> Tensor:
-        repeated = x.unflatten(0, (-1, here)).repeat_interleave(rate_merged, dim=1)[:, :whole].flatten(0, 1)
-        return patch(repeated, extra_options).unflatten(0, (-1, whole))[:, ::rate_merged].flatten(0, 1)
+        repeated = x.unflatten(0, (-1, here)).repeat_interleave(merged, dim=1)[:, :whole].flatten(0, 1)
+        return patch(repeated, extra_options).unflatten(0, (-1, whole))[:, ::merged].flatten(0, 1)
 
-    rate_merged = rate.merged  # of this rate: the object goes on to others
     return {**patches, "middle_patch": [partial(at_full_rate, patch) for patch in patches["middle_patch"]]}
 
 

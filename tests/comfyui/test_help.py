@@ -30,7 +30,9 @@ def test_a_page_names_every_input_with_its_range(pack):
                 assert told[i.id] == f"{i.min:g} to {i.max:g}", f"the range of {i.id} on the page of {id}"
 
 
-@pytest.mark.parametrize("heading", ["## Inputs", "## What to set first", "## Wiring", "## What goes wrong, and what to do"])
+@pytest.mark.parametrize(
+    "heading", ["## Inputs", "## What to set first", "## Wiring", "## What goes wrong, and what to do"]
+)
 def test_a_page_has_what_its_readers_look_for(heading):
     assert all(heading in page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))
 
