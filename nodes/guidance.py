@@ -118,7 +118,7 @@ class MotionAppearanceGuidance(Node):
             category="stillmotion/higen",
             description="Two dials, how much a clip moves and how far its look changes: numbers, keyframes, or"
             " measured on a clip.",
-            search="higen, motion strength, motion amount, motion scale, motion bucket, multival",
+            search="higen, motion strength, motion amount, motion scale, motion bucket",
             inputs=[*_dials(), *_curves_and_reference()],
             outputs=[
                 io.Model.Output("guided_model", display_name="model"),

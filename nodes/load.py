@@ -74,7 +74,7 @@ class STUNetLoader(Node):
             description="Turns an image model into a video model with a motion file: AnimateDiff's modules, diffusers'"
             " and your own.",
             search="animatediff, motion module, motion model, motion adapter, animatelcm, apply animatediff model, use"
-            " evolved sampling, lumiere, text to video, txt2vid, t2v",
+            " evolved sampling, effect multival, lumiere, text to video, txt2vid, t2v",
             inputs=[
                 io.Model.Input("model", tooltip="A checkpoint of the family that the motion file was made for."),
                 _file_input(

@@ -1,4 +1,4 @@
-"""Workflows as the editor shows them: nodes lie apart, sockets are wired, models say where they are had."""
+"""Workflows as the editor shows them: nodes lie apart, groups hold them, models say where they are had."""
 
 import json
 from itertools import combinations
@@ -55,18 +55,6 @@ def test_no_node_of_a_written_workflow_lies_on_another(tmp_path, config, options
     info = MotionInfo(CONFIGS[config], sd15_like([32, 64], [1, 1]), options=options)
     write_workflow(tmp_path / "w.json", "base", "motion.safetensors", info, "a red circle", base_is_folder=folder)
     assert not overlapping(read(tmp_path / "w.json"))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_links_and_sockets_of_a_template_agree(path):
-    workflow = read(path)
-    nodes = {node["id"]: node for node in workflow["nodes"]}
-    for id, start, out, end, place, kind in workflow["links"]:
-        source, target = nodes[start]["outputs"][out], nodes[end]["inputs"][place]
-        assert id in source["links"] and target["link"] == id
-        assert source["type"] == target["type"] == kind
-    wired = [i["link"] for node in nodes.values() for i in node["inputs"] if i["link"] is not None]
-    assert sorted(wired) == sorted(link[0] for link in workflow["links"])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

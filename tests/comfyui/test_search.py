@@ -8,6 +8,7 @@ FOUND_BY = {
     "motion model": "STUNetLoader",
     "txt2vid": "STUNetLoader",
     "animatelcm": "STUNetLoader",
+    "effect multival": "STUNetLoader",
     "motion lora": "MotionLoRA",
     "camera motion": "MotionLoRA",
     "few-shot": "RecurrentMotionLoRA",

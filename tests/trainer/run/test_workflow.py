@@ -91,18 +91,6 @@ def test_the_links_of_a_shipped_workflow_agree_from_both_ends(name):
     assert workflow["last_node_id"] == max(nodes)
 
 
-@SHIPPED
-def test_no_two_nodes_of_a_shipped_workflow_overlap(name):
-    workflow = json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))
-    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
-    title = 30  # pixels above a node
-
-    def apart(a, b):
-        return a[0] + a[2] < b[0] or a[1] + a[3] < b[1] - title
-
-    assert all(apart(a, b) or apart(b, a) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
 HIGEN = replace(
     INFO,
     config=InflationConfig(prior=Prior(), motion=Motion(), appearance=Appearance(5)),
