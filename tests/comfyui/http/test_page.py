@@ -45,11 +45,10 @@ def test_nodes_are_no_larger_than_templates_make_room_for(page):
         assert size[1] <= SIZES[kind][1] + 1, f"measure {kind} again: {size}"
 
 
-@pytest.mark.parametrize("words, name", [("animatediff", "STUNet Loader"), ("flicker", "MG Guidance Sampler")])
-def test_search_finds_a_node_by_what_people_type(page, words, name):
+def test_search_finds_a_node_by_a_word_that_is_not_in_its_name(page):
     page.mouse.dblclick(1200, 700)
-    page.keyboard.type(words, delay=30)
-    page.get_by_text(name, exact=True).first.wait_for(timeout=30_000)
+    page.keyboard.type("animatediff", delay=30)
+    page.get_by_text("STUNet Loader", exact=True).first.wait_for(timeout=30_000)
     page.keyboard.press("Escape")
 
 
