@@ -179,8 +179,11 @@ def _layers(structure: Structure) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
+def opened(path: Path, made_by: str = "") -> Iterator[tuple[BinaryIO, Header]]:
     """Open a safetensors file, told by its bytes and not by its name, and give it with its header.
+
+    Args:
+        made_by: for errors, what `convert` is told beside the names of files to make such a file of a pickled one.
 
     Raises:
         FileNotFoundError, MotionFileError: there is none, or it is another kind of file, or damaged.
@@ -190,7 +193,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
     with open(path, "rb") as file:
         start = file.read(NEEDED)
         if header_length(start) is None:
-            raise MotionFileError(f"{path} {_other_kind(Path(path), start)}")
+            raise MotionFileError(f"{path} {_other_kind(Path(path), start, made_by)}")
         try:
             header = read_header(file)
         except ValueError as error:
@@ -198,13 +201,13 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
         yield file, header
 
 
-def _other_kind(path: Path, start: bytes) -> str:
+def _other_kind(path: Path, start: bytes, made_by: str) -> str:
     if is_pickled(start):
         made = path.with_suffix(".safetensors")
         made = made.with_stem(f"{path.stem}-converted") if made == path else made
         return (
             "is a pickled file, which can run code when it is opened; motion files are safetensors:"
-            f" `python -m trainer convert --input {_quoted(path)} --output {_quoted(made)}` makes one of it."
+            f" `python -m trainer convert --input {_quoted(path)} --output {_quoted(made)}{made_by}` makes one of it."
         )
     if kind := kind_of_bytes(start):
         return f"is not a safetensors file but {kind}."

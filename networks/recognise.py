@@ -52,8 +52,12 @@ def kind_of_bytes(start: bytes) -> str | None:
     return next((kind for beginning, kind in BEGINNINGS if text.startswith(beginning)), None)
 
 
+MOTION_LORA = (
+    "a motion LoRA: the Motion LoRA node takes it, or `python -m trainer convert --lora`, which merges it into a module"
+)
+
 NAMES = (
-    (r"\.motion_modules\..*lora", "a motion LoRA: `python -m trainer convert --lora` merges it into a motion module"),
+    (r"\.motion_modules\..*lora", MOTION_LORA),
     (r"controlnet_|^control_model\.|\bhint_block|^lllite_", "a ControlNet: Load ControlNet Model takes it"),
     (r"\.motion_modules\.", "a motion module: the STUNet Loader and `python -m trainer convert` take it"),
     (

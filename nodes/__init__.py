@@ -9,7 +9,7 @@ from .guidance import MotionAppearanceGuidance
 from .guide import MGGuider
 from .inpaint import KeepKnown, VideoInpaint
 from .inspect import MeasureMotion, XTSlice
-from .load import RecurrentMotionLoRA, STUNetLoader
+from .load import MotionLoRA, RecurrentMotionLoRA, STUNetLoader
 from .noise import MappingNetworkNoise
 from .prior import SpatialPrior
 from .repaint import RePaintSampler
@@ -27,6 +27,7 @@ class StillmotionExtension(ComfyExtension):
     async def get_node_list(self):
         return [
             STUNetLoader,
+            MotionLoRA,
             RecurrentMotionLoRA,
             SpatialPrior,
             MotionAppearanceGuidance,

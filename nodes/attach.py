@@ -22,9 +22,12 @@ from ..samplers.strengths import levels_for
 from .asks import Asks, asked_of, put_into_conditions, take_carried, whole_frames, with_first_frames
 from .merging import refuse_merging
 from .motion import LoadedMotion
+from .motion_lora import check_loaded_once
+from .previews import with_previews
+from .rates import pack_window
 from .schedule import check_sampling
-from .settings import KEY, Settings, check_rank, frames_per_clip
-from .unet import pack_window, run_unet
+from .settings import EVOLVED, KEY, Settings, check_rank, evolved_window, frames_per_clip, merged_frames
+from .unet import run_unet
 
 log = logging.getLogger(KEY)
 
@@ -107,24 +110,37 @@ def _wrap(model) -> None:
     for kind, wrapper in wrappers.items():
         if not model.get_wrappers(kind, KEY):
             model.add_wrapper_with_key(kind, KEY, wrapper)
+    with_previews(model)
     refuse_merging(model)
 
 
 def outer_sample(executor, noise, *args, **kwargs):
     """Check the clip, once per run, and note its length where the layers look for it."""
     guider = executor.class_obj
-    if guider.model_patcher.get_additional_models_with_key("ADE"):
+    if guider.model_patcher.get_additional_models_with_key(EVOLVED):
         raise ValueError("AnimateDiff-Evolved and Stillmotion are attached to the same model; use one of them.")
     check_rank(guider.model_patcher, noise.shape)
+    check_loaded_once(guider.model_patcher)
     settings = guider.model_patcher.get_attachment(KEY)
     check_sampling(guider.model_patcher, settings)
     frames = frames_per_clip(noise.shape[0], settings)
-    windows = guider.model_options.get("context_handler")
-    warn_of_length(min(frames, windows.context_length) if windows else frames, settings)
+    check_rates(guider.model_options, settings)
+    windows = getattr(guider.model_options.get("context_handler"), "context_length", None)
+    warn_of_length(min(frames, windows or evolved_window(guider.model_patcher) or frames), settings)
     asks = [s.asks for s in settings]
     guider.conds = put_into_conditions(guider.conds, asks, noise.shape[-2:], guider.model_patcher.load_device)
     guider.model_options["transformer_options"][KEY] = Run(frames)
     return executor(noise, *args, **kwargs)
+
+
+def check_rates(model_options: dict, settings: tuple[Settings, ...]) -> None:
+    """Raise ValueError where a node is to see as many frames in the middle of the U-Net as the clip has, and cannot."""
+    after = model_options.get("sampler_post_cfg_function", [])
+    if merged_frames(settings) > 1 and any(function.__module__.endswith("nodes_sag") for function in after):
+        raise ValueError(
+            "Self-Attention Guidance takes its map where this motion file has fewer frames than the clip: use"
+            " Perturbed-Attention Guidance, or a motion file that keeps the frame rate."
+        )
 
 
 def warn_of_length(seen: int, settings: tuple[Settings, ...]) -> None:
@@ -203,27 +219,40 @@ def clip_of(rows: int, transformer_options: dict, frames: int) -> Clip:
         frames: of a clip of this run, 0 where nobody noted it.
     """
     per_condition = rows // len(transformer_options.get("cond_or_uncond", [0]))
-    for indices in (_core_window(transformer_options), _pack_window(transformer_options)):
+    for indices, whole in (_core_window(transformer_options), _pack_window(transformer_options)):
         if indices and len(indices) == per_condition:
+            refuse_clips_on_windows(frames, whole)
             return Clip(tuple(indices))
     return Clip.of(frames if frames and per_condition % frames == 0 else per_condition)
 
 
+def refuse_clips_on_windows(frames: int, whole: int) -> None:
+    """Raise ValueError where clips of so many frames are to be sampled on windows of the `whole` latent."""
+    if 0 < frames < whole:
+        raise ValueError(
+            f"Context windows work on one clip at a time; here are {whole} frames in clips of {frames}: set"
+            " frames_per_clip of the STUNet Loader to 0, or give one clip alone."
+        )
+
+
 def name_frames(transformer_options: dict, clip: Clip) -> None:
     """Tell other packs' patches the frames of a core context window as `ad_params`, where nobody has told them."""
-    if not transformer_options.get("ad_params") and _core_window(transformer_options) == list(clip.indices):
+    if not transformer_options.get("ad_params") and _core_window(transformer_options)[0] == list(clip.indices):
         frames = transformer_options["context_window"].total_frames
         transformer_options["ad_params"] = pack_window(frames, list(clip.indices))
 
 
-def _core_window(transformer_options: dict) -> list[int]:
+def _core_window(transformer_options: dict) -> tuple[list[int], int]:
+    """Return the frames of the host's window, none where there is none, and how many there are in all."""
     window = transformer_options.get("context_window")
     if window is None or window.dim != 0:
-        return []
+        return [], 0
     anchor = getattr(window, "causal_anchor_index", None)
-    return [*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list]
+    return [*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list], window.total_frames
 
 
-def _pack_window(transformer_options: dict) -> list[int]:
-    """Return the frames of a window as packs with windows of their own name them: in `ad_params`."""
-    return list((transformer_options.get("ad_params") or {}).get("sub_idxs") or [])
+def _pack_window(transformer_options: dict) -> tuple[list[int], int]:
+    """Return the same of a window as packs with windows of their own name them: in `ad_params`."""
+    told = transformer_options.get("ad_params") or {}
+    indices = list(told.get("sub_idxs") or [])
+    return indices, told.get("full_length") or len(indices)

@@ -4,7 +4,7 @@ from inspect import signature
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["ComfyExtension", "io", "seed_input", "ui", "where_known"]
+__all__ = ["ComfyExtension", "io", "schema", "seed_input", "ui", "where_known"]
 
 
 def where_known(make: type, *args, **options):
@@ -16,3 +16,12 @@ def where_known(make: type, *args, **options):
 def seed_input(tooltip: str):
     """Return a seed input as the host's samplers have it."""
     return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)
+
+
+def schema(*, search: str, **options) -> io.Schema:
+    """Return the schema of a node.
+
+    Args:
+        search: what else people type to find it, between commas; newer versions of the host look there too.
+    """
+    return where_known(io.Schema, search_aliases=search.split(", "), **options)

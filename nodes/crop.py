@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compat import io
+from .compat import io, schema
 from .node import Node
 
 Cut = io.Custom("STILLMOTION_CROP")
@@ -24,12 +24,13 @@ class CropToMask(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionCropToMask",
             display_name="Crop to Mask",
             category="stillmotion/conditioning",
-            description="Cuts the part around a mask out of a clip or still, one box for all frames, so that the model"
-            " works on it in its own size. Stitch Back puts the result into the whole frames.",
+            description="Cuts the part around a mask out of a clip, one box for all frames, so that it is made in the"
+            " model's own size.",
+            search="inpaint crop, crop and stitch, crop to bounding box, mask crop, video crop, detailer",
             inputs=[
                 io.Image.Input("image", tooltip="The clip, or a still."),
                 io.Mask.Input("mask", tooltip="White where pixels are to be made: one, or one for each frame."),
@@ -58,11 +59,12 @@ class StitchBack(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionStitchBack",
             display_name="Stitch Back",
             category="stillmotion/conditioning",
             description="Puts a clip back into the whole frames that Crop to Mask cut it from.",
+            search="inpaint stitch, crop and stitch, uncrop, paste back",
             inputs=[
                 io.Image.Input("image", tooltip="The clip that was made of the crop, decoded."),
                 Cut.Input("crop", tooltip="Of Crop to Mask."),

@@ -7,7 +7,7 @@ from functools import partial
 from ..samplers.factors import MOST_MOTION
 from .asks import GUIDANCE as NODE
 from .asks import asking
-from .compat import io, ui, where_known
+from .compat import io, schema, ui, where_known
 from .node import Node
 from .settings import KEY
 
@@ -112,12 +112,13 @@ class MotionAppearanceGuidance(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionMotionAppearanceGuidance",
             display_name=NODE,
             category="stillmotion/higen",
-            description="Two dials: how much the clip moves, and how far its look changes from the first frame to the"
-            " last. Each is a number, a curve of keyframes, or measured on a clip.",
+            description="Two dials, how much a clip moves and how far its look changes: numbers, keyframes, or"
+            " measured on a clip.",
+            search="higen, motion strength, motion amount, motion scale, motion bucket",
             inputs=[*_dials(), *_curves_and_reference()],
             outputs=[
                 io.Model.Output("guided_model", display_name="model"),

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..samplers.mitigating_gradient import Mitigation, mitigate_latents
 from ..samplers.schedules import cfg_at, flow_to_sigma, is_within
-from .compat import io
+from .compat import io, schema
 from .node import Node
+from .previews import with_previews
 from .settings import KEY, asked_frames, check_rank
 
 UNLIMITED = 10.0
@@ -52,7 +53,7 @@ class MitigatingGuider(comfy.samplers.CFGGuider):
     """
 
     def __init__(self, model, positive, negative, guidance: Guidance):
-        super().__init__(model)
+        super().__init__(with_previews(model.clone()))
         self.set_conds(positive, negative)
         self.set_cfg(guidance.cfg_early)
         self.guidance, self.mitigation = guidance, guidance.mitigation()
@@ -171,12 +172,12 @@ class MGGuider(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionMGGuider",
             display_name="MG Guider",
             category="stillmotion/sampling",
-            description="Guider with mitigating gradients: pulls the frames of a clip together while it is sampled,"
-            " against flicker. For SamplerCustomAdvanced, with image models on a motion file and with video models.",
+            description="Guider for SamplerCustomAdvanced that pulls the frames of a clip together against flicker.",
+            search="flicker, deflicker, anti flicker, temporal consistency, cfg guider, smooth video, harivo",
             inputs=[
                 io.Model.Input("model", tooltip="Any image model, whose frames are the batch, or video model."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compat import io
+from .compat import io, schema
 from .node import Node
 from .upscale import check_family
 from .windowing import looped
@@ -57,12 +57,14 @@ class VideoInpaint(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionVideoInpaint",
             display_name="Video Inpaint / Cinemagraph",
             category="stillmotion/conditioning",
-            description="Makes a clip around pixels that are given: from a first frame or any frames, with a hole"
-            " filled, on a larger canvas, or of a still of which a part moves.",
+            description="Makes a clip around given pixels: from a first frame, between key frames, in a mask, on a"
+            " larger canvas.",
+            search="inpaint video, video inpainting, img2vid, image to video, i2v, first last frame, interpolate,"
+            " outpaint, cinemagraph, vid2vid, lumiere, mask",
             inputs=[
                 io.Model.Input("model", tooltip="The model with its motion file."),
                 io.Conditioning.Input("positive", tooltip="The prompt: what the clip shows."),
@@ -157,12 +159,13 @@ class KeepKnown(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionKeepKnownPixels",
             display_name="Keep Known Pixels",
             category="stillmotion/conditioning",
-            description="Puts the pixels that were given back into the decoded clip, exactly: what the VAE changed of"
-            " them is undone, and padding is cut off.",
+            description="Puts the pixels that were given back into the decoded clip, exactly, and cuts off what was"
+            " padded.",
+            search="composite, paste back, stitch, feather, inpaint crop, restore pixels",
             inputs=[
                 io.Image.Input("image", tooltip="The decoded clip."),
                 io.Image.Input("given", tooltip="Of Video Inpaint / Cinemagraph."),

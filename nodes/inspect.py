@@ -14,7 +14,7 @@ from ..samplers.factors import (
     x_t_slice,
     y_t_slice,
 )
-from .compat import io, ui
+from .compat import io, schema, ui
 from .features import features_name, look_of, scaled_latents
 from .node import Node
 from .plot import line_plot
@@ -91,11 +91,12 @@ class MeasureMotion(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionMeasureMotion",
             display_name="Measure Motion",
             category="stillmotion/inspect",
             description="Measures how much a clip moves, and shows where it jumps.",
+            search="optical flow, motion score, motion strength, analyse video, frame difference",
             inputs=[
                 io.Image.Input("images", tooltip="The frames of one clip. A single frame moves by 0."),
                 io.Vae.Input(
@@ -149,11 +150,12 @@ class XTSlice(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionXTSlice",
             display_name="X-T Slice",
             category="stillmotion/inspect",
             description="Stacks one row or column of every frame: motion draws slanted lines, flicker draws stripes.",
+            search="flicker, kymograph, slit scan, temporal consistency, seams",
             inputs=[
                 io.Image.Input("images", tooltip="The frames of one clip."),
                 io.Float.Input(

@@ -8,12 +8,12 @@ import folder_paths
 
 from ..networks.stamp import stamp_of
 from ..samplers.strengths import parse_keyframes, parse_levels
-from .compat import io, where_known
+from .compat import io, schema, where_known
 from .node import Node
 
 FOLDER = "stillmotion"
-ANIMATEDIFF = "animatediff_models"
-"""AnimateDiff-Evolved's folder: listed where that pack or extra_model_paths.yaml names it."""
+ANIMATEDIFF, ANIMATEDIFF_LORA = "animatediff_models", "animatediff_motion_lora"
+"""AnimateDiff-Evolved's folders: listed where that pack or extra_model_paths.yaml names them."""
 
 
 def _register_folder() -> None:
@@ -27,21 +27,20 @@ def _register_folder() -> None:
 _register_folder()
 
 
-def _motion_file_input(tooltip: str, *others: str):
+def _file_input(name: str, tooltip: str, *others: str):
     folders = [FOLDER, *(folder for folder in others if folder in folder_paths.folder_names_and_paths)]
     names = [name for folder in folders for name in folder_paths.get_filename_list(folder)]
-    return io.Combo.Input("motion_file", options=list(dict.fromkeys(names)), tooltip=tooltip)
+    return io.Combo.Input(name, options=list(dict.fromkeys(names)), tooltip=tooltip)
 
 
-def _path(motion_file: str) -> Path:
-    other = folder_paths.get_full_path(ANIMATEDIFF, motion_file)
-    own = folder_paths.get_full_path(FOLDER, motion_file)
-    return Path(own or other or folder_paths.get_full_path_or_raise(FOLDER, motion_file))
+def _path(file: str, other: str = ANIMATEDIFF) -> Path:
+    own = folder_paths.get_full_path(FOLDER, file)
+    return Path(own or folder_paths.get_full_path(other, file) or folder_paths.get_full_path_or_raise(FOLDER, file))
 
 
-def _changed(motion_file: str) -> str:
-    """Return which content the file has: one that was trained again under its old name is another input."""
-    return str(stamp_of(_path(motion_file)))
+def _changed(path: Path) -> str:
+    """Return which content a file has: one that was made again under its old name is another input."""
+    return str(stamp_of(path))
 
 
 def _strength(name: str, tooltip: str):
@@ -68,15 +67,18 @@ class STUNetLoader(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionSTUNetLoader",
             display_name="STUNet Loader",
             category="stillmotion/load",
-            description="Turns an image model into the video model that a motion file describes. LoRAs, ControlNets"
-            " and attention patches on the model go on working; AnimateDiff-Evolved on the same model is refused.",
+            description="Turns an image model into a video model with a motion file: AnimateDiff's modules, diffusers'"
+            " and your own.",
+            search="animatediff, motion module, motion model, motion adapter, animatelcm, apply animatediff model, use"
+            " evolved sampling, effect multival, lumiere, text to video, txt2vid, t2v",
             inputs=[
                 io.Model.Input("model", tooltip="A checkpoint of the family that the motion file was made for."),
-                _motion_file_input(
+                _file_input(
+                    "motion_file",
                     "A file in models/stillmotion: one that `python -m trainer` made, or a motion module of AnimateDiff"
                     " or diffusers for SD1.5; not one for SDXL, PIA or SparseCtrl.",
                     ANIMATEDIFF,
@@ -128,7 +130,7 @@ class STUNetLoader(Node):
 
     @classmethod
     def fingerprint_inputs(cls, motion_file, **others):
-        return _changed(motion_file)
+        return _changed(_path(motion_file))
 
 
 class RecurrentMotionLoRA(Node):
@@ -136,14 +138,16 @@ class RecurrentMotionLoRA(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionRecurrentMotionLoRA",
             display_name="Recurrent Motion LoRA",
             category="stillmotion/load",
-            description="Adds a motion trained on a few clips. Several can be chained, in any order.",
+            description="Adds a motion that was learnt from a few clips, as a LoRA adds a style; several can be"
+            " chained.",
+            search="few-shot motion, motion lora, animate, learn a motion, motiondirector, tune-a-video",
             inputs=[
                 io.Model.Input("model", tooltip="An image model, or one with other motion files on it."),
-                _motion_file_input("A file in models/stillmotion, made by `python -m trainer fewshot`."),
+                _file_input("motion_file", "A file in models/stillmotion, made by `python -m trainer fewshot`."),
                 _strength("lora_strength", "Factor of the trained query projections (to_q)."),
                 _strength("memory_strength", "Factor of the recurrent attention and the attention over frames."),
             ],
@@ -157,4 +161,51 @@ class RecurrentMotionLoRA(Node):
 
     @classmethod
     def fingerprint_inputs(cls, motion_file, **others):
-        return _changed(motion_file)
+        return _changed(_path(motion_file))
+
+
+class MotionLoRA(Node):
+    """Node that merges a motion LoRA of AnimateDiff into the motion module that is loaded before it."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="StillmotionMotionLoRA",
+            display_name="Motion LoRA",
+            category="stillmotion/load",
+            description="Adds a motion LoRA of AnimateDiff, a camera move or a trained motion, to its motion module.",
+            search="animatediff lora, motion lora loader, camera motion, pan left, zoom in, tilt, roll",
+            inputs=[
+                io.Model.Input("model", tooltip="A model behind the STUNet Loader; several LoRAs can be chained."),
+                _file_input(
+                    "motion_lora",
+                    "A motion LoRA in models/stillmotion or animatediff_motion_lora, made for the module that is"
+                    " loaded:"
+                    " AnimateDiff's own are for its version 2.",
+                    ANIMATEDIFF_LORA,
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Factor of what the LoRA changes. 1: as trained, 0: nothing, below 0: the other way.",
+                ),
+            ],
+            outputs=[io.Model.Output("video_model", display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, motion_lora, strength) -> io.NodeOutput:
+        from .motion_lora import with_motion_lora  # here, for it would slow down ComfyUI's start
+
+        return io.NodeOutput(with_motion_lora(model, _lora_path(motion_lora), strength))
+
+    @classmethod
+    def fingerprint_inputs(cls, motion_lora, **others):
+        return _changed(_lora_path(motion_lora))
+
+
+def _lora_path(file: str) -> Path:
+    return _path(file, ANIMATEDIFF_LORA)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..samplers.noise import STRATEGIES, check_share, draw_noise, offset_noise
-from .compat import io, seed_input, where_known
+from .compat import io, schema, seed_input, where_known
 from .node import Node
 from .settings import KEY, asked_frames, with_mapping
 
@@ -102,13 +102,14 @@ class MappingNetworkNoise(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionMappingNetworkNoise",
             display_name="Mapping-Network Noise",
             category="stillmotion/noise",
-            description="Two things that do not need each other. noise: noise of which the frames of a clip share a"
-            " part, so that they differ less; iid is RandomNoise of the same seed. model: the model with the mapping"
-            " network of its motion file on or off.",
+            description="Noise of which the frames of a clip share a part, so that they differ less; and a file's"
+            " mapping network, on or off.",
+            search="freenoise, shared noise, mixed noise, correlated noise, consistent noise, noise type, pyoco,"
+            " harivo, random noise",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the sampler gets: it says how long a clip is."),
                 io.Combo.Input("strategy", options=list(STRATEGIES), tooltip=strategy_tooltip()),

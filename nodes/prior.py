@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .asks import Still, asking
-from .compat import io
+from .compat import io, schema
 from .node import Node
 from .settings import KEY
 
@@ -49,12 +49,13 @@ class SpatialPrior(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionSpatialPrior",
             display_name=NODE,
             category="stillmotion/higen",
-            description="Makes a clip of a still: the motion file moves what the picture shows. The still is a ground,"
-            " not the first frame: every frame is near it, the middle one nearest.",
+            description="Makes a clip of a still, which is the ground that every frame stays near and not the first"
+            " frame.",
+            search="higen, img2vid, image to video, i2v, animate image, svd",
             inputs=[
                 io.Model.Input("model", tooltip="A model with a motion file that `python -m trainer decouple` made."),
                 io.Latent.Input(

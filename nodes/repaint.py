@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compat import io
+from .compat import io, schema
 from .node import Node
 
 
@@ -11,12 +11,12 @@ class RePaintSampler(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionRePaintSampler",
             display_name="RePaint Sampler",
             category="stillmotion/sampling",
-            description="For inpainting with a noise mask: takes every step several times, with new noise in between,"
-            " so that what is made fits what is given. For SamplerCustom.",
+            description="Takes every step several times, so that inpainting by a noise mask alone fits what is given.",
+            search="resample, resampling steps, inpaint sampler, time travel, harmonise, seamless",
             inputs=[
                 io.Int.Input(
                     "times",

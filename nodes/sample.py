@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfy.samplers
 
-from .compat import io, seed_input
+from .compat import io, schema, seed_input
 from .guide import Guidance, MitigatingGuider, guidance_inputs
 from .node import Node
 
@@ -14,12 +14,12 @@ class MGGuidanceSampler(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionMGGuidanceSampler",
             display_name="MG Guidance Sampler",
             category="stillmotion/sampling",
-            description="KSampler with mitigating gradients: pulls the frames of a clip together while it is sampled,"
-            " against flicker. With alpha 0 and one cfg it is KSampler.",
+            description="KSampler that pulls the frames of a clip together against flicker.",
+            search="flicker, deflicker, anti flicker, temporal consistency, video sampler, smooth video, harivo",
             inputs=[
                 io.Model.Input("model", tooltip="Any image model, whose frames are the batch, or video model."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 KEY = "stillmotion"
 
+EVOLVED, EVOLVED_PARAMS = "ADE", "ADE_params"
+"""What AnimateDiff-Evolved calls its motion models and its settings on a MODEL."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -86,6 +89,12 @@ def frames_per_clip(rows: int, settings: tuple[Settings, ...]) -> int:
     if rows % frames:
         raise ValueError(f"The latent has {rows} frames, which are no whole number of clips of {frames} frames.")
     return frames
+
+
+def evolved_window(model) -> int | None:
+    """Return the context length of AnimateDiff-Evolved on MODEL, None where it sets none."""
+    options = getattr(model.get_attachment(EVOLVED_PARAMS), "context_options", None)
+    return getattr(options, "context_length", None)
 
 
 def predicts(model) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .compat import io
+from .compat import io, schema
 from .node import Node
 from .settings import KEY, predicts
 
@@ -86,11 +86,12 @@ class StyleBalance(Node):
             tooltip = f"Factor of alpha in {blocks}. 0: the model's own weights, 1: as much of the style as elsewhere."
             return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
 
-        return io.Schema(
+        return schema(
             node_id="StillmotionStyleBalance",
             display_name="Style Balance",
             category="stillmotion/load",
             description="Mixes the look of another checkpoint into a model and leaves its motion as it is.",
+            search="merge models, model merge, style transfer, lumiere, interpolate weights",
             inputs=[
                 io.Model.Input("model", tooltip="The model, with motion files on it or to come after."),
                 io.Model.Input("style_model", tooltip="A checkpoint of the same family with the look that is wanted."),

@@ -6,17 +6,13 @@ With nothing attached it is the host's own forward bit for bit, every patch that
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import (
-    apply_control,
-    forward_timestep_embed,
-    timestep_embedding,
-)
+from comfy.ldm.modules import attention as host_attention
+from comfy.ldm.modules.diffusionmodules import openaimodel as host  # other packs replace functions on these modules
 from torch import Tensor
 
 from ..networks.clip import Clip, Rows
@@ -27,15 +23,12 @@ from ..networks.inflation import (
     after_layer,
     after_self_attention,
     before_unet,
-    double_frames,
     embedded,
     frame_tokens,
-    halve_frames,
     resampled,
     resampled_text,
 )
-from ..networks.resampling import pool_rows
-from ..networks.sites import stage_of
+from .rates import Rate, announce, control_at, resample, told_of_halving
 
 
 @dataclass
@@ -61,7 +54,7 @@ class InflatedBlock:
 
     def _after_self_attention(self, transformer_options: dict, plain: Tensor, tokens: Tensor, _) -> Tensor:
         attention = partial(
-            optimized_attention,
+            host_attention.optimized_attention,
             attn_precision=self.block.attn1.attn_precision,
             transformer_options=transformer_options,
         )
@@ -92,7 +85,7 @@ def inflated_layer(layer: torch.nn.Module, name: str, attached: Sequence[Attache
     """Return the layer itself, or a shallow copy of a transformer whose blocks are inflated; the host's own is
     untouched."""
     parts = [a.inflation.config for a in attached]
-    if not isinstance(layer, SpatialTransformer) or not any(
+    if not isinstance(layer, host_attention.SpatialTransformer) or not any(
         c.frame_attention or c.recurrence or c.tokens for c in parts
     ):
         return layer
@@ -106,67 +99,21 @@ def inflated_layer(layer: torch.nn.Module, name: str, attached: Sequence[Attache
 
 
 @dataclass
-class Rate:
-    """The frame rate at which the loop is: the `rows` of this rate, and those of the finer ones to come back to."""
+class BlockStandIn:
+    """A block of the host's U-Net with further steps between its layers, which are called as plain layers are.
 
-    rows: Rows
-    finer: list[Rows] = field(default_factory=list)
-
-    def halve(self) -> None:
-        self.finer.append(self.rows)
-        self.rows = self.rows.thinned()
-
-    def double(self) -> None:
-        self.rows = self.finer.pop()
-
-    @property
-    def merged(self) -> int:
-        """Return how many frames of the input one frame is at this rate."""
-        return 2 ** len(self.finer)
-
-
-def resample(h: Tensor, rate: Rate, attached: Sequence[Attached], site: str) -> Tensor:
-    """Halve the frames after a down-resize, double them after an up-resize."""
-    before = rate.rows.clip
-    if stage_of(site) == "input":
-        rate.halve()
-        return halve_frames(h, attached, site, before)
-    rate.double()
-    return double_frames(h, attached, site, before, rate.rows.clip)
-
-
-def announce(options: dict, given: dict, rate: Rate, rows: int) -> None:
-    """Tell other packs' patches which frames they are given, where these are not all: the packs' own convention.
-
-    Args:
-        given: the options as they were before the first layer.
-        rows: of the batch, at this rate.
+    It goes through the host's own function as the block itself would, for other packs replace that function, and look
+    at attributes that they have put on the block.
     """
-    options["original_shape"] = [rows, *given["original_shape"][1:]]
-    told = given.get("ad_params")
-    if rate.merged > 1:
-        whole = rate.finer[0].clip
-        clips = rows // rate.rows.clip.frames // len(given.get("cond_or_uncond", [0]))
-        indices = [clip * whole.frames + i for clip in range(clips) for i in rate.rows.clip.indices]
-        told = pack_window((told or {}).get("full_length", clips * whole.frames), indices)
-    options.pop("ad_params", None)
-    if told:
-        options["ad_params"] = told
 
+    block: torch.nn.Module
+    steps: Sequence[Callable]
 
-def pack_window(frames: int, indices: list[int]) -> dict:
-    """Return `ad_params`: how packs that bring per-frame data look up which of a video's frames they are given."""
-    return {"full_length": frames, "context_length": len(indices), "sub_idxs": indices}
+    def __iter__(self) -> Iterator[Callable]:
+        return iter(self.steps)
 
-
-def control_at(rate: Rate, control: dict | None, kind: str, rows: int) -> dict | None:
-    """Return a ControlNet's residuals, of which the next one is pooled where it has a row for each of `rows` of the
-    input."""
-    if rate.merged > 1 and control and control.get(kind) and control[kind][-1] is not None:
-        residual = control[kind][-1]
-        if len(residual) == rows:
-            control[kind][-1] = pool_rows(residual, rate.finer[0].clip.frames, rate.merged)
-    return control
+    def __getattr__(self, name: str):
+        return getattr(self.block, name)
 
 
 @dataclass
@@ -228,18 +175,26 @@ class Pass:
         return h
 
     def _run(self, block, name: str, h: Tensor, output_shape=None) -> Tensor:
+        rows, steps = self.rate.rows, []
         for j, layer in enumerate(block):
-            site, rows = f"{name}.{j}", self.rate.rows
-            layer = inflated_layer(layer, site, self.attached, rows)
-            h = forward_timestep_embed([layer], h, rows.emb, rows.text, self.options, output_shape, **self.video)
-            h = after_layer(h, self.attached, site, rows.clip)
-            if resampled(self.attached, site):
-                h = resample(h, self.rate, self.attached, site)
-                announce(self.options, self.given, self.rate, len(h))
+            site = f"{name}.{j}"
+            steps += [inflated_layer(layer, site, self.attached, rows), partial(self._after, site)]
+        stand_in = BlockStandIn(block, steps)
+        with told_of_halving(self.rate.merged):
+            return host.forward_timestep_embed(
+                stand_in, h, rows.emb, rows.text, self.options, output_shape, **self.video
+            )
+
+    def _after(self, site: str, h: Tensor) -> Tensor:
+        """Add what belongs behind a layer, of which a resize is the last of its block: rows change there."""
+        h = after_layer(h, self.attached, site, self.rate.rows.clip)
+        if resampled(self.attached, site):
+            h = resample(h, self.rate, self.attached, site)
+            announce(self.options, self.given, self.rate, len(h))
         return h
 
     def _add_control(self, h: Tensor, kind: str) -> Tensor:
-        return apply_control(h, control_at(self.rate, self.control, kind, self.size), kind)
+        return host.apply_control(h, control_at(self.rate, self.control, kind, self.size), kind)
 
 
 def run_unet(
@@ -285,7 +240,7 @@ def resampled_context(context: Tensor | list[Tensor] | None, attached: Sequence[
 def _embed_time(unet: torch.nn.Module, x: Tensor, timesteps: Tensor, y: Tensor | None, options: dict) -> Tensor:
     if (y is not None) != (unet.num_classes is not None):
         raise ValueError("This model needs its class or size conditioning (y) and got none, or the other way round.")
-    emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels, repeat_only=False).to(x.dtype))
+    emb = unet.time_embed(host.timestep_embedding(timesteps, unet.model_channels, repeat_only=False).to(x.dtype))
     for patch in options.get("patches", {}).get("emb_patch", []):
         emb = patch(emb, unet.model_channels, options)
     return emb if y is None else emb + unet.label_emb(y)

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..samplers.windows import window_count
-from .compat import io, seed_input
+from .compat import io, schema, seed_input
 from .node import Node
 from .windowing import check_one_clip, sampled_on_windows
 from .windows import window_inputs
@@ -166,12 +166,14 @@ class MultiDiffusionUpscale(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionMultiDiffusionUpscale",
             display_name="Temporal MultiDiffusion Upscale",
             category="stillmotion/sampling",
-            description="Enlarges the frames of a clip and samples them again with the model that made it, on"
-            " overlapping windows: detail that does not flicker, for clips of any length.",
+            description="Enlarges a clip and samples it again with its motion on, on overlapping windows, so that new"
+            " detail does not flicker.",
+            search="upscale video, video upscale, hires fix, high resolution, ultimate upscale, multidiffusion, tiled,"
+            " enhance",
             inputs=[
                 io.Model.Input("model", tooltip="The model with its motion file; without one, detail flickers."),
                 io.Conditioning.Input("positive", tooltip="The prompt: what the clip shows."),

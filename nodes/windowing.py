@@ -14,13 +14,16 @@ conditions of video models are cut. What it does itself, and why:
   is taken for its first. Here that is done in all versions, and for videos alone: image models have no such place;
 * the ids of conditions: what a cache (EasyCache) holds for one window must not answer for another.
 
-Nothing that other runs see is changed: a step works on copies of the handler, of the options and of ControlNets.
+Nothing that other runs see is changed: a step works on copies of the handler and of the options, and ControlNets get
+their own hints back after each window.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from uuid import uuid5
 
 import comfy.conds
@@ -31,6 +34,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..samplers.windows import FUSES, check_windows, fuse_in, turn, whole_window, window_count, windows_of
 from . import settings
+from .previews import with_previews
 
 KEY = "stillmotion_windows"
 log = logging.getLogger("stillmotion")
@@ -54,7 +58,7 @@ def sampled_on_windows(model, window: int, overlap: int, fuse: str, loop: bool =
         # the first, so that what others add to the memory estimate is added to that of a window
         others = model.wrappers.get(WrappersMP.PREPARE_SAMPLING, {})
         model.wrappers[WrappersMP.PREPARE_SAMPLING] = {KEY: [prepare_sampling], **others}
-    return model
+    return with_previews(model)
 
 
 def looped(model, frames: int):
@@ -91,12 +95,22 @@ def outer_sample(executor, noise, *args, **kwargs):
     if isinstance(handler, WindowHandler):
         frames = noise.shape[frame_axis(noise.shape)]
         settings.check_rank(model, noise.shape)
+        check_no_other_loop(model)
         check_loop(handler.loop, noise.shape)
         check_one_clip(model, frames)
         count = window_count(frames, handler.context_length, handler.context_overlap)
         log.info("Temporal Windows: %d frames in %d windows.", frames, count)
         advise(handler.context_length, frames, settings.merged_frames(model.get_attachment(settings.KEY) or ()))
     return executor(noise, *args, **kwargs)
+
+
+def check_no_other_loop(model) -> None:
+    """Raise ValueError where AnimateDiff-Evolved runs MODEL: its layers go by its own windows alone."""
+    if model.get_additional_models_with_key(settings.EVOLVED) or settings.evolved_window(model):
+        raise ValueError(
+            "AnimateDiff-Evolved runs this model and does not see Temporal Windows: use its context options for long"
+            " clips, or the STUNet Loader in its place."
+        )
 
 
 def check_one_clip(model, frames: int) -> None:
@@ -154,6 +168,7 @@ class WindowHandler(core.IndexListContextHandler):
         step.dim, step._model = frame_axis(x_in.shape), model
         frames = x_in.size(step.dim)
         first = turn(step_number(timestep, model_options), frames) if self.loop else 0
+        controls = [c.get("control") for cond in conds for c in cond or ()] if step.dim == 0 else []
         means, totals = [torch.zeros_like(x_in) for _ in conds], [[0.0] * frames for _ in conds]
         for window in windows_of(frames, self.context_length, self.context_overlap):
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -161,7 +176,9 @@ class WindowHandler(core.IndexListContextHandler):
             shown = [(first + frame) % frames for frame in shown]
             inputs = step._inputs(shown, conds, x_in, timestep, model_options)
             weights = self.weights(window, frames, self.context_overlap)
-            for mean, total, prediction in zip(means, totals, calc_cond_batch(model, *inputs)):
+            with hints_of(controls, shown):
+                predictions = calc_cond_batch(model, *inputs)
+            for mean, total, prediction in zip(means, totals, predictions):
                 prediction = prediction.narrow(step.dim, len(shown) - len(window), len(window))
                 fuse_in(mean, total, prediction, window, weights, step.dim)
         return [mean.roll(first, step.dim) for mean in means] if first else means
@@ -175,11 +192,10 @@ class WindowHandler(core.IndexListContextHandler):
             told["ad_params"] = {"full_length": frames, "context_length": len(window), "sub_idxs": window}
             timestep = timestep[window]
         options = {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), **told}}
-        stand_ins = {}
-        conds = [cond and [self._cut(c, told["context_window"], x_in, stand_ins) for c in cond] for cond in conds]
+        conds = [cond and [self._cut(c, told["context_window"], x_in) for c in cond] for cond in conds]
         return conds, x_in.index_select(self.dim, torch.tensor(window, device=x_in.device)), timestep, options
 
-    def _cut(self, cond: dict, window, x_in, stand_ins: dict) -> dict:
+    def _cut(self, cond: dict, window, x_in) -> dict:
         """Return a condition for the frames of a window."""
         frames, indices = x_in.size(self.dim), window.index_list
         cut = {**cond, "uuid": uuid5(cond["uuid"], str(indices[-1]))}  # the first may be another window's too
@@ -187,7 +203,6 @@ class WindowHandler(core.IndexListContextHandler):
             cut["mask"] = cut_mask(cond["mask"], indices, frames, axis=max(0, self.dim - 1))
         if self.dim == 0:
             cut["model_conds"] = {name: cut_rows(value, indices, name) for name, value in cond["model_conds"].items()}
-            cut["control"] = cut_control(cond.get("control"), indices, stand_ins)
         else:
             check_video(cond, frames)
             only = [{"model_conds": cond["model_conds"]}]
@@ -244,25 +259,40 @@ def check_video(cond: dict, frames: int) -> None:
         )
 
 
-def cut_control(control, indices: list[int], stand_ins: dict):
-    """Return a ControlNet with the hints of a window; one for all conditions of the window, so that these batch.
+@contextmanager
+def hints_of(controls: Iterable, indices: list[int]) -> Iterator[None]:
+    """Let ControlNets show the hints of a window, and give them back what they had.
 
-    The stand-in shares the network with the original. What it prepares goes with the window: kept, the hints of all
-    windows would fill the VRAM that windows are there to save.
+    They stay the same objects: other packs bind methods to them, and close over them, so that a copy would show the
+    hints of the whole clip. What they prepare goes with the window: kept, the hints of all windows would fill the VRAM
+    that windows are there to save.
     """
-    if control is None or control in stand_ins:
-        return stand_ins.get(control)
-    stand_in = copy.copy(control)
-    stand_in.previous_controlnet = cut_control(control.previous_controlnet, indices, stand_ins)
-    on_devices = getattr(control, "multigpu_clones", {})
-    stand_in.multigpu_clones = {device: cut_control(clone, indices, stand_ins) for device, clone in on_devices.items()}
+    before = [(control, dict(vars(control))) for control in chained(controls) if has_hints_by_frame(control)]
+    try:
+        for control, had in before:
+            rows = [i % len(had["cond_hint_original"]) for i in indices]
+            control.cond_hint, control.cond_hint_original = None, had["cond_hint_original"][rows]
+            control.extra_concat_orig = [repeated_rows(extra, rows) for extra in control.extra_concat_orig]
+        yield
+    finally:
+        for control, had in before:
+            vars(control).clear()
+            vars(control).update(had)
+
+
+def chained(controls: Iterable) -> list:
+    """Return ControlNets with those that they are chained to and their copies on further devices, each once."""
+    found, waiting = {}, [control for control in controls if control is not None]
+    while waiting:
+        control = waiting.pop()
+        if id(control) not in found:
+            found[id(control)] = control
+            others = [control.previous_controlnet, *getattr(control, "multigpu_clones", {}).values()]
+            waiting += [other for other in others if other is not None]
+    return list(found.values())
+
+
+def has_hints_by_frame(control) -> bool:
+    """Tell whether hints are to be cut: Advanced-ControlNet's nets have sub_idxs and cut them by `ad_params`."""
     hint = control.cond_hint_original
-    # Advanced-ControlNet's have sub_idxs and cut their hints themselves, by ad_params
-    per_frame = hint is not None and len(hint) > 1 and not hasattr(control, "sub_idxs")
-    if per_frame:
-        rows = [i % len(hint) for i in indices]
-        stand_in.cond_hint, stand_in.cond_hint_original = None, hint[rows]
-        stand_in.extra_concat_orig = [repeated_rows(extra, rows) for extra in control.extra_concat_orig]
-    is_same = not per_frame and stand_in.previous_controlnet is control.previous_controlnet
-    stand_ins[control] = control if is_same else stand_in
-    return stand_ins[control]
+    return hint is not None and len(hint) > 1 and not hasattr(control, "sub_idxs")

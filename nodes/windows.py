@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..samplers.windows import FUSES
-from .compat import io
+from .compat import io, schema
 from .node import Node
 from .windowing import sampled_on_windows
 
@@ -52,12 +52,14 @@ class TemporalWindows(Node):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="StillmotionTemporalWindows",
             display_name="Temporal Windows",
             category="stillmotion/sampling",
-            description="Context windows for long clips: at every step the model sees overlapping windows of the clip,"
-            " and its predictions are fused. VRAM depends on the window, not on the clip.",
+            description="Samples clips of any length on overlapping context windows; VRAM depends on the window, not"
+            " on the clip.",
+            search="context window, context options, context length, long video, sliding window, infinite length,"
+            " looped uniform, loop, out of memory, vram",
             inputs=[
                 io.Model.Input("model", tooltip="An image model with a motion file on it, or a video model."),
                 *window_inputs(),

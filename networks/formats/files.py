@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..json_text import read_config
 from ..motion_file import MotionFileError, MotionInfo, check_finite, check_numbers, opened, read_opened
-from ..recognise import kind_of_names
+from ..recognise import MOTION_LORA, kind_of_names
 from ..tensor_file import NAMES, Header, tensors_in
 from .animatediff import from_animatediff, is_animatediff
 from .higen import is_higen, is_of_vgen
@@ -34,6 +34,22 @@ def read_any_motion_file(path: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
             return read_opened(path, file, header)
         with naming(path):
             return _understood(_read_modules(path, file, header))
+
+
+def read_motion_lora(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a motion LoRA of AnimateDiff; what they change is seen beside a motion module.
+
+    Raises:
+        FileNotFoundError, MotionFileError: each kind of damage or mismatch in its own sentence.
+    """
+    with opened(path, " --to motion-lora") as (file, header):
+        if not is_motion_lora(module_tensors({name: name for name in header.tensors})):
+            kind = kind_of_names(header.tensors) or "something else"
+            raise MotionFileError(f"{path} is no motion LoRA of AnimateDiff: it is {kind}.")
+        check_numbers(path, header.kinds)
+        tensors = dict(tensors_in(file, header))
+        check_finite(path, tensors)
+        return tensors
 
 
 def read_motion_adapter(folder: Path) -> tuple[MotionInfo, dict[str, Tensor]]:
@@ -102,7 +118,7 @@ def _modules(tensors: Mapping[str, T], shapes: Shapes) -> dict[str, T]:
     if not modules:
         raise ValueError(_why_none(tensors))
     if is_motion_lora(modules):
-        raise ValueError("it is a motion LoRA; `python -m trainer convert --lora` merges it into a motion module")
+        raise ValueError(f"it is {MOTION_LORA}")
     return modules
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..motion_file import MotionInfo
+from ..sites import Site
 from ..tensor_file import is_finite
 from .modules import MODULE, Tensors, module_names, module_tensors
 
@@ -20,6 +23,47 @@ def is_motion_lora(modules: Tensors) -> bool:
     return any("lora" in name for name in modules)
 
 
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a motion LoRA adds to rows of one of an inflation's parameters, `up` · `down`, from row `start` on."""
+
+    parameter: str
+    start: int
+    down: Tensor
+    up: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.up)
+
+
+def changes(info: MotionInfo, lora: Tensors) -> Iterator[Change]:
+    """Yield what a motion LoRA changes in a motion module, as changes of our parameters.
+
+    Raises:
+        ValueError: it holds something else, or changes what the module does not have.
+    """
+    sites = _attentions(info)
+    for (module, attention, letter), (down, up) in _pairs(lora).items():
+        if module not in sites:
+            raise ValueError(f"it changes {module}, which the motion module does not have")
+        channels, given = sites[module].width, (len(up), down.shape[1])
+        if given != (channels, channels):
+            raise ValueError(f"it changes {module} by {given} numbers; there are {(channels, channels)}")
+        kind = "out" if letter == "out" else "qkv"
+        name = f"{sites[module].name}.attention.attentions.{attention}.{kind}.weight"
+        yield Change(name, channels * max("qkv".find(letter), 0), down, up)
+
+
+def _attentions(info: MotionInfo) -> dict[str, Site]:
+    """Return our site of each of AnimateDiff's modules that an inflation has, by their name of it."""
+    temporal, sites = info.config.temporal, {site.name: site for site in info.structure.sites()}
+    if temporal is None:
+        return {}
+    named = ((module, sites[name]) for name, module in module_names(info).items())
+    return {module: site for module, site in named if "attention" in temporal.at_level(site.level)}
+
+
 def merged(info: MotionInfo, tensors: Tensors, lora: Tensors, strength: float = 1.0) -> dict[str, Tensor]:
     """Return the tensors of an inflation with `strength` times up · down of a motion LoRA added to its attentions.
 
@@ -27,30 +71,22 @@ def merged(info: MotionInfo, tensors: Tensors, lora: Tensors, strength: float = 
     beside rank and strength.
 
     Raises:
-        ValueError: the LoRA holds something else, changes what the inflation does not have, or makes numbers of it that
-            its kind of number cannot hold.
+        ValueError: as `changes`, or the LoRA makes numbers that the module's kind of number cannot hold.
     """
-    sites = {module: site for site, module in module_names(info).items()}
     changed = dict(tensors)
-    for (module, attention, letter), (down, up) in _pairs(lora).items():
-        kind = "out" if letter == "out" else "qkv"
-        name = f"{sites.get(module)}.attention.attentions.{attention}.{kind}.weight"
-        if name not in changed:
-            raise ValueError(f"it changes {module}, which the motion module does not have")
-        changed[name] = _added(changed[name], letter, strength * up.float() @ down.float(), module)
+    for change in changes(info, lora):
+        changed[change.parameter] = _added(changed[change.parameter], change, strength)
     return changed
 
 
-def _added(weight: Tensor, letter: str, delta: Tensor, module: str) -> Tensor:
-    channels = weight.shape[1]
-    if delta.shape != (channels, channels):
-        raise ValueError(f"it changes {module} by {tuple(delta.shape)} numbers; there are {(channels, channels)}")
-    start = channels * max("qkv".find(letter), 0)
+def _added(weight: Tensor, change: Change, strength: float) -> Tensor:
     new = weight.float().clone()
-    new[start : start + channels] += delta
+    new[change.start : change.start + change.rows] += strength * change.up.float() @ change.down.float()
     new = new.to(weight.dtype)
     if not is_finite(new):
-        raise ValueError(f"it makes numbers of {module} that are too large for {weight.dtype}; lower its strength")
+        raise ValueError(
+            f"it makes numbers of {change.parameter} that are too large for {weight.dtype}; lower its strength"
+        )
     return new
 
 

@@ -1,5 +1,7 @@
 """Motion modules of AnimateDiff through the STUNet Loader, beside the same modules converted to a motion file."""
 
+import itertools
+
 import pytest
 import safetensors.torch
 import torch
@@ -54,6 +56,18 @@ def folder(pack, tmp_path):
     folder_paths.add_model_folder_path("stillmotion", str(tmp_path))
     yield tmp_path
     folder_paths.folder_names_and_paths["stillmotion"][0].remove(str(tmp_path))
+
+
+@pytest.fixture
+def add_lora(pack):
+    """Runs the Motion LoRA node."""
+    node = pack["StillmotionMotionLoRA"]
+
+    def add(model, name, strength=1.0):
+        run = getattr(node.PREPARE_CLASS_CLONE(None), node.FUNCTION)
+        return run(model=model, motion_lora=name, strength=strength).args[0]
+
+    return add
 
 
 @pytest.fixture
@@ -180,3 +194,77 @@ def test_animatediff_evolveds_folder_is_listed_where_somebody_names_it(pack, tmp
         del folder_paths.folder_names_and_paths["animatediff_models"]
         if before:
             folder_paths.folder_names_and_paths["animatediff_models"] = before
+
+
+ATTENTION = "{module}.temporal_transformer.transformer_blocks.0.attention_blocks.{k}"
+
+
+def motion_lora(theirs, seed, rank=3, std=0.3):
+    """A random motion LoRA for a module, in the names of AnimateDiff's files."""
+    modules = sorted({name.partition(".temporal_transformer")[0] for name in theirs})
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for module in modules:
+        for k, letter in itertools.product((0, 1), ("q", "k", "v", "out")):
+            width = theirs[ATTENTION.format(module=module, k=k) + ".to_q.weight"].shape[0]
+            name = ATTENTION.format(module=module, k=k) + f".processor.to_{letter}_lora"
+            tensors[f"{name}.down.weight"] = std * torch.randn(rank, width, generator=generator)
+            tensors[f"{name}.up.weight"] = std * torch.randn(width, rank, generator=generator)
+    return tensors
+
+
+def by_the_formula(theirs, *loras):
+    """The module with W + strength · up · down in the place of every W, by AnimateDiff's own names."""
+    changed = dict(theirs)
+    for tensors, strength in loras:
+        for name, down in tensors.items():
+            if name.endswith(".down.weight"):
+                attention, letter = name.removesuffix("_lora.down.weight").split(".processor.to_")
+                weight = f"{attention}.to_{letter}{'.0' if letter == 'out' else ''}.weight"
+                changed[weight] = changed[weight] + strength * tensors[name.replace("_lora.down", "_lora.up")] @ down
+    return changed
+
+
+@pytest.fixture
+def files(folder):
+    """A module of version 2, two motion LoRAs for it, and the module with both merged by the formula."""
+    theirs = module()
+    one, two = motion_lora(theirs, 1), motion_lora(theirs, 2)
+    both = by_the_formula(theirs, (one, 0.7), (two, -0.5))
+    for name, tensors in {"mm": theirs, "one": one, "two": two, "both": both}.items():
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+
+
+def test_motion_loras_in_a_row_are_the_module_with_both_merged_and_leave_it_as_it_was(files, load, add_lora, model):
+    plain = load(model, "mm.safetensors")
+    before = sample(plain)
+    chained = add_lora(add_lora(plain, "one.safetensors", 0.7), "two.safetensors", -0.5)
+    got = sample(chained)
+    torch.testing.assert_close(got, sample(load(model, "both.safetensors")), rtol=1e-4, atol=1e-4)
+    assert (got - before).abs().max() > 0.01
+    assert torch.equal(sample(plain), before) and torch.equal(sample(chained), got)
+
+
+def test_a_motion_lora_acts_by_its_strength(files, load, add_lora, model):
+    plain = load(model, "mm.safetensors")
+    one, opposite = add_lora(plain, "one.safetensors", 1.0), add_lora(plain, "one.safetensors", -1.0)
+    assert torch.equal(sample(add_lora(plain, "one.safetensors", 0.0)), sample(plain))
+    assert (sample(one) - sample(opposite)).abs().max() > 0.01
+
+
+def test_what_a_motion_lora_does_not_fit_is_said(files, folder, load, add_lora, model):
+    with pytest.raises(ValueError, match="no motion file: put the STUNet Loader before Motion LoRA"):
+        add_lora(model, "one.safetensors")
+    with pytest.raises(ValueError, match="mm.safetensors is no motion LoRA of AnimateDiff: it is a motion module"):
+        add_lora(load(model, "mm.safetensors"), "mm.safetensors")
+    safetensors.torch.save_file(module(middle=False, positions=32), folder / "v3.safetensors")
+    with pytest.raises(ValueError, match="one.safetensors does not fit v3.safetensors, for it changes mid_block"):
+        add_lora(load(model, "v3.safetensors"), "one.safetensors")
+    torch.save(motion_lora(module(), 1), folder / "pan.ckpt")
+    with pytest.raises(ValueError, match="pickled .* --output .*pan.safetensors --to motion-lora"):
+        add_lora(load(model, "mm.safetensors"), "pan.ckpt")
+
+
+def test_one_module_twice_cannot_have_a_motion_lora_in_one_place_alone(files, load, add_lora, model):
+    twice = load(add_lora(load(model, "mm.safetensors"), "one.safetensors"), "mm.safetensors")
+    with pytest.raises(ValueError, match="mm.safetensors is on this model 2 times, and a motion LoRA"):
+        sample(twice)

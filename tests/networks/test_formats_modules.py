@@ -189,7 +189,7 @@ DAMAGE = {
     "positions of two lengths": (lambda t: t | {TABLE: positions(24, 32)}, r"for \[24, 32\] frames"),
     "whole numbers": (lambda t: t | {PROJ: torch.zeros(32, 32, dtype=torch.int64)}, "int64|I64"),
     "not a number": (lambda t: t | {PROJ: torch.full((32, 32), float("nan"))}, "NaN"),
-    "a motion LoRA": (lambda t: {LORA: torch.zeros(4, 32)}, "is a motion LoRA; .* convert --lora"),
+    "a motion LoRA": (lambda t: {LORA: torch.zeros(4, 32)}, "is a motion LoRA: .* convert --lora"),
     "SDXL": (lambda t: SDXL, "motion module for SDXL; only those for SD1.5"),
     "an image encoder": (lambda t: t | {"img_encoder.0.weight": torch.zeros(2)}, "image encoder .AnimateLCM-I2V"),
     "PIA": (lambda t: t | {"module.conv_in.weight": torch.zeros(32, 9, 3, 3)}, "takes 9 channels"),

@@ -18,8 +18,8 @@ from ...networks.atomic import remove_unfinished, replacing, write_bytes, write_
 from ...networks.formats import animatediff, motion_adapter
 from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS, explained, kind_of
 from ...networks.formats.higen import is_higen
-from ...networks.formats.modules import Format
-from ...networks.formats.motion_lora import merged
+from ...networks.formats.modules import Format, module_tensors
+from ...networks.formats.motion_lora import is_motion_lora, merged
 from ...networks.motion_file import MotionInfo, check_finite, check_numbers, opened
 from ..base.ldm_checkpoint import shapes_of
 from ..base.motion_module import described, read_motion_module, read_pickled
@@ -38,6 +38,10 @@ def convert(options: ConvertOptions) -> None:
     refuse_existing(options.overwrite, *files_written(options))
     if options.to == "higen":
         write_pickled(options.output, read_parts(options.input, options.model))
+        log.info("%s is written", options.output)
+        return
+    if options.to == "motion-lora":
+        write_tensors(options.output, motion_lora_in(options.input))
         log.info("%s is written", options.output)
         return
     info, tensors, release = read(options.input)
@@ -112,6 +116,15 @@ def with_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor], stren
         return merged(info, tensors, lora, strength)
     except ValueError as error:
         raise ValueError(f"{path} cannot be merged: {error}") from error
+
+
+def motion_lora_in(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a motion LoRA in a file of any kind, after a check of its numbers."""
+    tensors = read_pickled(path)
+    check_numbers(path, {name: kind_of(tensor) for name, tensor in tensors.items()})
+    if not is_motion_lora(module_tensors(tensors)):
+        raise ValueError(f"{path} cannot be used: it is no motion LoRA of AnimateDiff")
+    return tensors
 
 
 def export(options: ConvertOptions, info: MotionInfo, tensors: Mapping[str, Tensor]) -> None:

@@ -62,12 +62,13 @@ class ConvertOptions(Options):
     """Make a motion file of another program's motion module, or the other way round.
 
     Reads AnimateDiff's modules for SD1.5 (.safetensors, .ckpt), folders of diffusers' MotionAdapter, and motion files;
-    and HiGen's release (.pth), which is an image model as well: that becomes a file of its own.
+    and HiGen's release (.pth), which is an image model as well: that becomes a file of its own. With --to motion-lora
+    the input is a motion LoRA, which is written as ComfyUI reads it.
     """
 
     input: Annotated[Path, Field(description="motion module, folder of a MotionAdapter, motion file, HiGen's release")]
     to: Annotated[
-        Literal["stillmotion", "animatediff", "motion-adapter", "higen"],
+        Literal["stillmotion", "animatediff", "motion-adapter", "motion-lora", "higen"],
         Field(description="form in which it is written"),
     ] = "stillmotion"
     output: Annotated[Path, Field(description="file to write; for motion-adapter a folder")]
@@ -106,6 +107,8 @@ class ConvertOptions(Options):
             raise ValueError("--to higen needs --model, the image model that goes with the motion file")
         if self.to == "higen" and (self.lora or self.with_):
             raise ValueError("--lora and --with change nothing that is written with --to higen; leave them out")
+        if self.to == "motion-lora" and (self.lora or self.with_ or self.model):
+            raise ValueError("--to motion-lora writes one LoRA as it is: leave --lora, --with and --model out")
         if self.model and self.model in (self.output, self.with_):
             raise ValueError(f"--model is {self.model}, as another option is, and would replace it; name a new file")
         if self.model and self.to != "higen" and self.model.suffix != ".safetensors":

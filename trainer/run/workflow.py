@@ -89,7 +89,7 @@ def _add_guidance(workflow: dict, sampler: dict, info: MotionInfo) -> None:
     workflow["links"].append([link, node["id"], 0, sampler["id"], 0, "MODEL"])
     workflow["nodes"].append(node)
     x, y = sampler["pos"]
-    node |= {"title": "How much happens in it", "pos": [x, y + 680], "order": len(workflow["nodes"])}
+    node |= {"title": "How much happens in it", "pos": [x, y + 780], "order": len(workflow["nodes"])}
     node["inputs"] = [{"name": "model", "type": "MODEL", "link": before[0]}]
     node["outputs"][0]["links"] = [link]
     for unused in node["outputs"][1:]:
@@ -130,7 +130,7 @@ def _set_sampler(workflow: dict, options: dict) -> None:
 def _load_whole(node: dict, motion: str) -> None:
     """Put the loader for all kinds there, which files with more than few-shot motion need; it has these widgets."""
     node["type"] = node["properties"]["Node name for S&R"] = "StillmotionSTUNetLoader"
-    node["widgets_values"] = [motion, 1.0, 0, "from file", "", ""]
+    node["widgets_values"], node["size"] = [motion, 1.0, 0, "from file", "", ""], [360, 240]
 
 
 def _load_folder(node: dict) -> None:

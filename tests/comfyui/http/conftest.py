@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import itertools
 import json
 import os
 import socket
@@ -15,8 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 PACK = Path(__file__).resolve().parents[3]
+SD15 = "v1-5-pruned-emaonly-fp16.safetensors"  # what templates for any checkpoint name, here the toy
 START = 240  # seconds; ten on an idle machine
 
 
@@ -190,12 +194,12 @@ def models(tmp_path_factory):
     (folder / "custom_nodes" / "Still-Motion").symlink_to(PACK, target_is_directory=True)
     (folder / "extra.yaml").write_text(f"mine:\n  base_path: {folder / 'more'}\n  stillmotion: motion\n")
     write_base(folder / "models/checkpoints/toy.safetensors")
+    (folder / f"models/checkpoints/{SD15}").hardlink_to(folder / "models/checkpoints/toy.safetensors")
     return folder
 
 
 def write_base(path):
     """The untrained toy with a decoder whose pictures are full of contrast."""
-    import safetensors.torch
     from stillmotion.trainer.commands.toy import make_toy
     from stillmotion.trainer.options import ToyOptions
 
@@ -221,7 +225,6 @@ def structure(models):
 @pytest.fixture(scope="session")
 def motion(models, structure):
     """Writes a motion file of random weights, as if it had been trained."""
-    import torch
     from stillmotion.networks.inflation import Inflation
     from stillmotion.networks.motion_file import MotionInfo, write_motion_file
 
@@ -254,3 +257,43 @@ def shipped():
 def graph(server, shipped):
     """Makes a small graph out of the shipped workflow, or of another one."""
     return lambda workflow=shipped, **settings: Graph(server.to_api(workflow), **settings)
+
+
+@pytest.fixture(scope="session")
+def unet(models):
+    prefix, path = "model.diffusion_model.", models / "models/checkpoints/toy.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    return {n.removeprefix(prefix): t.float() for n, t in tensors.items() if n.startswith(prefix)}
+
+
+@pytest.fixture(scope="session")
+def lora(models, unet):
+    """A random LoRA of rank 2 on every key and value matrix, in the names of its usual trainers."""
+    tensors = {}
+    for name, weight in unet.items():
+        if name.endswith((".to_k.weight", ".to_v.weight")):
+            key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+            tensors[f"{key}.lora_up.weight"] = torch.randn(weight.shape[0], 2)
+            tensors[f"{key}.lora_down.weight"] = torch.randn(2, weight.shape[1]) * 0.1
+            tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    save(tensors, models / "models/loras/style.safetensors")
+    return "style.safetensors"
+
+
+@pytest.fixture(scope="session")
+def controlnet(models, unet):
+    """The encoder of the base with random layers around it, in the names of the original ControlNet."""
+    tensors = {n: t for n, t in unet.items() if n.startswith(("time_embed", "input_blocks", "middle_block"))}
+    widths = [3, 16, 16, 32, 32, 96, 96, 256, 320]
+    layers = {f"input_hint_block.{2 * i}": (b, a, 3, 3) for i, (a, b) in enumerate(itertools.pairwise(widths))}
+    blocks = 1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("input_blocks"))
+    layers |= {f"zero_convs.{i}.0": (320, 320, 1, 1) for i in range(blocks)} | {"middle_block_out.0": (320, 320, 1, 1)}
+    for name, shape in layers.items():
+        tensors |= {f"{name}.weight": torch.randn(shape) * 0.1, f"{name}.bias": torch.zeros(shape[0])}
+    save(tensors, models / "models/controlnet/shape.safetensors")
+    return "shape.safetensors"
+
+
+def save(tensors, path):
+    path.parent.mkdir(exist_ok=True)
+    safetensors.torch.save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)

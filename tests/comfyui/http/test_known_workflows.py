@@ -20,7 +20,7 @@ NEAR = 6 / 255  # what the file's compression changes
 @pytest.fixture(scope="module", autouse=True)
 def files(models, motion):
     """A motion file, two pictures of smooth colours, one with a painted half, a clip and a mask."""
-    motion("models/stillmotion/motion.safetensors", InflationConfig(temporal=Temporal()))
+    motion("models/stillmotion/mm_sd15_v3.safetensors", InflationConfig(temporal=Temporal()))
     lower_half = Image.linear_gradient("L").resize((SIZE, SIZE)).point(lambda value: 255 * (value >= 128))
     painted = ramp(0).convert("RGBA")
     painted.putalpha(lower_half.point(lambda value: 255 - value))
@@ -49,6 +49,7 @@ def prompt(server):
         for node in prompt.values():
             small = {
                 "KSampler": {"steps": 2},
+                "EmptyLatentImage": {"width": SIZE, "height": SIZE},
                 "LoadImage": {"image": image},
                 "LoadImageMask": {"image": "mask.png"},
                 NODE: {"mode.frames": FRAMES, "grow_mask_by": 0} if "mode.frames" in node["inputs"] else {},

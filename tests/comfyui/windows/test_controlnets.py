@@ -1,5 +1,7 @@
 """ControlNets on Temporal Windows: the hints of each window's own frames, and nothing left of it afterwards."""
 
+from types import MethodType
+
 import pytest
 import torch
 from stillmotion.samplers.windows import windows_of
@@ -21,14 +23,43 @@ def test_the_masks_of_a_controlnet_for_inpainting_travel_with_their_window(model
 
 
 def test_the_copies_of_a_controlnet_on_further_devices_show_the_same_hints(control):
-    from stillmotion.nodes.windowing import cut_control
+    from stillmotion.nodes.windowing import hints_of
 
     net = control(hints(FRAMES))
     net.multigpu_clones = {"another": control(hints(FRAMES))}
-    cut = cut_control(net, [5, 6, 7], {})
-    assert torch.equal(cut.multigpu_clones["another"].cond_hint_original, cut.cond_hint_original)
-    assert torch.equal(cut.cond_hint_original, net.cond_hint_original[5:8])
+    whole = net.cond_hint_original
+    with hints_of([net], [5, 6, 7]):
+        for shown in (net, net.multigpu_clones["another"]):
+            assert torch.equal(shown.cond_hint_original, whole[5:8])
+    assert torch.equal(net.cond_hint_original, whole)
     assert len(net.multigpu_clones["another"].cond_hint_original) == FRAMES
+
+
+def bound(net):
+    """As packs make a ControlNet theirs: a method of their own on the object, bound to it, and a closure over it."""
+
+    def get_control(self, *args):
+        return self.previous_controlnet.get_control(*args)
+
+    net.sub_idxs, net.get_control = None, MethodType(get_control, net)
+    net.cleanup = lambda: net.previous_controlnet.cleanup()
+    return net
+
+
+def test_the_hints_of_a_controlnet_that_a_packs_own_one_is_chained_to_travel_with_their_window(model, control):
+    net = bound(control(hints(1), previous=control(hints(FRAMES))))
+    got = assert_windows_change_nothing(model, noise(), guided(net))
+    assert (got - sample(model, noise())).abs().max() > 0.01
+
+
+def test_hints_are_given_back_where_a_window_fails(control):
+    from stillmotion.nodes.windowing import hints_of
+
+    net = control(hints(FRAMES))
+    before = dict(vars(net))
+    with pytest.raises(RuntimeError), hints_of([net, None, net], [0, 1]):
+        raise RuntimeError
+    assert vars(net) == before
 
 
 def test_svd_is_told_how_many_frames_a_window_has(comfyui):

@@ -12,7 +12,7 @@ from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import InflationConfig, Recurrence, Temporal
 from stillmotion.networks.formats.animatediff import to_animatediff
-from stillmotion.networks.formats.files import read_motion_adapter
+from stillmotion.networks.formats.files import read_motion_adapter, read_motion_lora
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, read_motion_file, write_motion_file
@@ -161,6 +161,17 @@ def test_motion_loras_are_merged(tmp_path, motion):
     found[name][32:64] = tensors[name][32:64]
     assert equal(found, tensors)
     assert info.options["lora"] == [str(tmp_path / "1.ckpt"), str(tmp_path / "2.ckpt")]
+
+
+def test_a_pickled_motion_lora_becomes_a_file_for_its_node(tmp_path, motion, capsys):
+    lora = {f"{LORA}.down.weight": torch.randn(2, 32), f"{LORA}.up.weight": torch.randn(32, 2)}
+    torch.save({"state_dict": lora}, tmp_path / "pan.ckpt")
+    out = tmp_path / "pan.safetensors"
+    assert convert("--input", tmp_path / "pan.ckpt", "--to", "motion-lora", "--output", out) == 0
+    assert equal(read_motion_lora(out), lora)
+    asked = ("--input", motion[0], "--to", "motion-lora", "--output", tmp_path / "b.safetensors")
+    assert "it is no motion LoRA of AnimateDiff" in refusal(capsys, *asked)
+    assert "leave --lora, --with and --model out" in refusal(capsys, *asked, "--lora", out)
 
 
 class Code:
