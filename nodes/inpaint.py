@@ -90,6 +90,7 @@ class VideoInpaint(Node):
                 io.Boolean.Input(
                     "fill_holes",
                     default=False,
+                    optional=True,
                     tooltip="What the mask goes all around is made too: outlines are enough when painting.",
                 ),
                 io.Mask.Input(
@@ -176,6 +177,7 @@ class KeepKnown(Node):
                 io.Float.Input(
                     "match_colours",
                     default=0.0,
+                    optional=True,
                     min=0.0,
                     max=1.0,
                     step=0.05,
