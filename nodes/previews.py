@@ -80,8 +80,13 @@ class Previews:
         if self.spent <= SHARE * (now - self.begun):
             clips = clips_of(x0.tensors[0] if getattr(x0, "is_nested", False) else x0, self.frames)
             if clips and len(clips[0]) > 1:
-                self.send([beside([self.decode(frame) for frame in together]) for together in zip(*clips)])
+                self._show([[self.decode(frame) for frame in together] for together in zip(*clips)])
             self.spent += self.clock() - now
+
+    def _show(self, pictures: list[list]) -> None:
+        """Send them; a pack's previewer that makes no pictures of single frames shows in a way of its own."""
+        if all(isinstance(picture, Image.Image) for together in pictures for picture in together):
+            self.send([beside(together) for together in pictures])
 
 
 def clips_of(x0: Tensor, frames: int | None) -> list[list[Tensor]]:

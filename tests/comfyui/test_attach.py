@@ -293,7 +293,7 @@ def test_the_memory_estimate_makes_room_for_our_layers(small_model, motion):
 
 
 class Window:
-    dim, index_list = 0, [8, 9, 10]
+    dim, index_list, total_frames = 0, [8, 9, 10], 11
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,15 @@ def test_several_clips_are_shown_side_by_side(comfyui):
         ]
 
 
+@pytest.mark.parametrize("made", [None, torch.zeros(3, 2, 3)])
+def test_a_previewer_of_another_pack_that_makes_no_pictures_is_left_alone(comfyui, made):
+    from stillmotion.nodes.previews import Previews
+
+    sent = []
+    Previews(lambda frame: made, None, sent.append)(torch.zeros(4, 4, 2, 2))
+    assert not sent
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 8, 6), (1, 16, 8)])
 def test_what_has_no_frames_is_not_shown(comfyui, shape):
     from stillmotion.nodes.previews import Previews
