@@ -74,8 +74,7 @@ class MeasureMotion(Node):
             node_id="StillmotionMeasureMotion",
             display_name="Measure Motion",
             category="stillmotion/inspect",
-            description="Measures how much a clip moves and how smoothly, says what is wrong with it, and shows where it"
-            " jumps.",
+            description="Measures how much a clip moves and how smoothly, what is wrong with it, and where it jumps.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames of one clip. A single frame moves by 0."),
                 io.Vae.Input(

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .flow import opencv
+from .flow import LEAST_SIDE, opencv
 
 FRAMES = 8
 """So many frames of a clip are looked at, from its first on."""
@@ -29,9 +29,12 @@ def aligned(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
         before, after: uint8 (height, width, 3), RGB.
 
     Returns:
-        uint8 (height, width, 3); None where there are no four points to match, as on flat ground.
+        uint8 (height, width, 3); None where there are no four points to match, as on flat ground
+        or where a side has less than 16 pixels.
     """
     cv2 = opencv()
+    if min(before.shape[:2]) < LEAST_SIDE:
+        return None
     orb = cv2.ORB_create()
     (from_, found), (to, wanted) = (
         orb.detectAndCompute(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None) for frame in (before, after)

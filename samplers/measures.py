@@ -17,13 +17,13 @@ import torch
 
 from .flow import Step, View, opencv, step_between, view
 from .homography import FRAMES, homography_error
-from .smoothness import flicker, frame_difference_curve, jitter, jumps, loop_seam, seam
+from .smoothness import flicker, frame_difference_curve, jumps, loop_seam, order, seam
 
-THUMBNAIL = 32  # pixels of the width on which jitter is measured: small enough for motion to stay within a few of them
+THUMBNAIL = 16  # pixels of the width on which the order is measured, so that motion stays within a few of them
 
 STILL = 0.4  # percent of the longer side a second, below which a clip does not move to the eye
 CAMERA = 0.15  # share of the motion that may be left beside the camera's in a panned still
-UNORDERED = 1.62  # jitter: real clips reached 1.57, shuffled ones of 16 frames 1.67 to 1.74
+UNORDERED = 2.2  # order: that of filmed clips was 2.8 or more, of shuffled ones of 16 frames 1.85 or less
 LOST = 0.25  # share of pixels that flow can follow: noise has 0.09, fast motion 0.5
 FLICKERS = 2.0  # grey levels; real clips at 8 frames a second stayed below 0.6, fast drawn ones below 1
 VISIBLE = 0.001  # squared difference (3 % of the brightness) from which on a jump is seen
@@ -42,7 +42,7 @@ class ClipMeasures:
         followed: share of the pixels that the flow can follow, 0 to 1.
         warping_error: mean squared difference of colours from 0 to 1 along the flow, see `step_between`.
         homography_error: squared grey levels, see `homography_error`.
-        jitter, flicker (grey levels), seam, loop: see smoothness.py. nan: not defined for this clip.
+        order, flicker (grey levels), seam, loop: see smoothness.py. nan: not defined for this clip.
     differences: the frame-difference curve, colours from 0 to 1, one number for each step.
     """
 
@@ -52,7 +52,7 @@ class ClipMeasures:
     followed: float
     warping_error: float
     homography_error: float
-    jitter: float
+    order: float
     flicker: float
     seam: float
     loop: float
@@ -113,7 +113,7 @@ def summed_up(
         frames=len(thumbnails),
         **means._asdict(),
         homography_error=homography_error(start),
-        jitter=jitter(thumbnails) if len(thumbnails) > 2 else nan,
+        order=order(thumbnails),
         flicker=flicker(thumbnails.flatten(1).mean(1)),
         seam=defined(seam, curve) if len(curve) else nan,
         loop=defined(loop_seam, *ends, curve) if len(curve) else nan,
@@ -167,7 +167,7 @@ def remarks(measures: ClipMeasures, fps: float = 8.0) -> dict[str, str]:
         said["panned still"] = "a pan over a still: nothing moves but the camera"
     if measures.flicker > FLICKERS:
         said["flicker"] = f"flickers by {measures.flicker:.1f} grey levels"
-    elif measures.jitter > UNORDERED:
+    elif measures.order < UNORDERED:
         said["disorder"] = "frames are not in order"
     if len(jumped) > NAMED:
         said["stutter"] = f"stutters: {len(jumped)} of {measures.frames - 1} steps stand out"
@@ -192,7 +192,7 @@ def told(measures: ClipMeasures, size: tuple[int, int]) -> str:
         " without the camera's",
         f"warping error {measures.warping_error:.2e} ({rms:.1f} % of the brightness) on the"
         f" {100 * measures.followed:.0f} % that can be followed",
-        f"flicker {measures.flicker:.2f} grey levels, jitter {measures.jitter:.2f}, seam {measures.seam:.1f}, loop seam"
+        f"flicker {measures.flicker:.2f} grey levels, order {measures.order:.1f}, seam {measures.seam:.1f}, loop seam"
         f" {measures.loop:.1f}",
     ]
     return "\n".join([*lines, *remarks(measures).values()]).replace("nan", "-")

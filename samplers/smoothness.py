@@ -56,6 +56,22 @@ def jitter(frames: Tensor) -> float:
     return (first.diff(dim=0).norm() / first[1:].norm()).item()
 
 
+def order(frames: Tensor, apart: int = 4) -> float:
+    """Return mean (x^{f+4} - x^f)² / mean (x^{f+1} - x^f)²: by how much more frames differ that are further apart.
+
+    16 where everything moves evenly, 4 for a random walk, 1 where the order of frames means nothing, less where a clip
+    goes to and fro, 0 where it repeats itself after 4 frames. nan where nothing changes, or of fewer than 12 frames, by
+    chance of which a shuffled clip may well look ordered.
+
+    Args:
+        frames: pictures so small that nothing moves by more than it is wide, (frames, ...).
+    """
+    if len(frames) < 3 * apart:
+        return float("nan")
+    far, near = ((frames[lag:] - frames[:-lag]).square().mean() for lag in (apart, 1))
+    return (far / near).item()
+
+
 def flicker(brightness: Tensor) -> float:
     """Return the median of |b_{f-1} - 2 b_f + b_{f+1}| / 2: how much the brightness of a clip goes up and down.
 

@@ -56,7 +56,7 @@ def test_of_what_moves_the_warping_error_puts_the_sound_clip_before_each_that_ju
 def test_a_frozen_clip_has_numbers_and_no_ratios(kinds):
     frozen = kinds["frozen"]
     assert (frozen.motion, frozen.warping_error, frozen.flicker) == (0, 0, 0) and frozen.followed == 1
-    assert all(math.isnan(ratio) for ratio in (frozen.seam, frozen.loop, frozen.jitter))
+    assert all(math.isnan(ratio) for ratio in (frozen.seam, frozen.loop, frozen.order))
 
 
 def test_how_fast_frames_are_shown_decides_what_is_still(kinds):
@@ -65,7 +65,7 @@ def test_how_fast_frames_are_shown_decides_what_is_still(kinds):
 
 
 def test_frames_come_one_by_one_and_a_single_one_moves_by_nothing():
-    clip = moving_clip(Generator().manual_seed(1), frames=3)
+    clip = moving_clip(Generator().manual_seed(1), frames=12)
     assert measure(frame for frame in clip) == measure(clip)
     one = measure(clip[:1])
     assert (one.frames, one.motion, one.differences) == (1, 0, ()) and "still" in remarks(one)

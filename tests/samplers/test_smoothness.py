@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from stillmotion.samplers.smoothness import flicker, frame_difference_curve, jitter, jumps, loop_seam, seam
+from stillmotion.samplers.smoothness import flicker, frame_difference_curve, jitter, jumps, loop_seam, order, seam
 
 
 def test_one_frame_has_no_curve():
@@ -59,6 +59,17 @@ def test_jitter_is_nought_for_a_ramp_root_3_for_chance_and_2_for_alternation():
     assert jitter(torch.randn(400, 500)) == pytest.approx(3**0.5, rel=0.01)
     assert jitter(torch.tensor([0.0, 1] * 8)[:, None]) == 2
     assert math.isnan(jitter(torch.ones(5, 3))) and math.isnan(jitter(torch.rand(2, 3)))
+
+
+def test_the_order_is_16_for_a_ramp_4_for_a_random_walk_and_1_for_chance():
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.randn(200, 500, generator=generator)
+    assert order(torch.arange(20.0)[:, None]) == 16
+    assert order(chance.cumsum(0)) == pytest.approx(4, rel=0.05) and order(chance) == pytest.approx(1, rel=0.05)
+    walk = chance.cumsum(0)
+    assert order(walk[torch.randperm(200, generator=generator)]) < 1.2
+    assert order(torch.tensor([0.0, 1] * 8)[:, None]) == 0
+    assert math.isnan(order(torch.ones(16, 2))) and math.isnan(order(walk[:11])) and order(walk[:12]) > 2
 
 
 def test_flicker_is_by_how_much_every_second_frame_is_brighter():

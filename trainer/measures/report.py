@@ -43,7 +43,7 @@ METRICS = {
     "followed": Metric("follow", "followed, % of pixels", ".0f", 100),
     "homography_error": Metric("homogr.", "homography error", ".0f"),
     "flicker": Metric("flicker", "flicker, grey levels", ".2f"),
-    "jitter": Metric("jitter", "jitter", ".2f"),
+    "order": Metric("order", "order", ".1f"),
     "seam": Metric("seam", "seam", ".1f"),
     "loop": Metric("loop", "loop seam", ".1f"),
     "consistency": Metric("consist.", "temporal consistency", ".4f"),
@@ -141,6 +141,11 @@ def remarks_table(sets: Mapping[str, Sequence[Row]]) -> str:
         if 2 * sum(row.moves for row in rows) <= len(rows):
             lines.append(f"{shown(name)}: few of its clips move of themselves; its smoothness says little of it")
     return "\n".join(lines)
+
+
+def distance_told(name: str, found: Mapping[str, float]) -> str:
+    look, change = found["look"], found["change"]
+    return f"{shown(name)}: Fréchet distance {look:.4g} of how clips look, {change:.4g} of how that changes"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from .common import Seed
 class EvaluateOptions(Options):
     """Measure sets of clips: how much moves, how smooth it is, how far that can be trusted.
 
-    Several sets are each compared with the first. With --generate the clips of a motion file are made first.
+    Several sets are each compared with the first, or with the one that --reference names.
     """
 
     group: ClassVar[str] = "data"
@@ -35,8 +35,27 @@ class EvaluateOptions(Options):
     )
     cache: Annotated[Path, Field(description="folder of numbers that are known already")] = Path("runs/cache")
 
+    clip: Annotated[
+        Path | None,
+        Field(description="folder of a CLIP, as transformers saves it, for temporal consistency and CLIPSIM"),
+    ] = None
+    features: Annotated[
+        Path | None,
+        Field(description="folder of DINOv2 or CLIP for appearance factor and Fréchet distance; none: --clip's"),
+    ] = None
+    base: Annotated[
+        Path | None, Field(description="SD1.5-family model whose autoencoder the motion factor is measured with")
+    ] = None
+    reference: Annotated[
+        Path | None,
+        Field(description="set that the others are compared with; with an image model also by Fréchet distance"),
+    ] = None
+    anyway: Annotated[bool, Field(description="Fréchet distance of fewer than 256 clips")] = False
+
     @model_validator(mode="after")
     def has_clips(self):
         if not self.videos:
             raise ValueError("--videos is required: sets of clips")
+        if self.anyway and not (self.reference and (self.clip or self.features)):
+            raise ValueError("--anyway is for the Fréchet distance: it needs --reference, and --features or --clip")
         return self
