@@ -17,6 +17,7 @@ from ..measures.networks import Networks, distances, load_networks, network_numb
 from ..measures.pictures import write_pictures
 from ..measures.report import Row, as_csv, as_json, clip_table, distance_told, remarks_table, row_of, set_table
 from ..options import EvaluateOptions
+from ..run.generate import Generation, generate, read_prompts
 
 Sets = dict[str, list[Measured]]
 
@@ -24,7 +25,7 @@ Sets = dict[str, list[Measured]]
 def evaluate(options: EvaluateOptions) -> None:
     """Measure every clip of each set; print the tables and write them, with pictures."""
     networks = load_networks(options.clip, options.features, options.base)
-    paths = [options.reference, *options.videos] if options.reference else options.videos
+    paths = [*filter(None, [options.reference]), *generated(options), *options.videos]
     sets = {name: measured_clips(path, options) for name, path in named(paths).items()}
     rows = {name: rows_of(clips, networks, options) for name, clips in sets.items()}
     for name, of_set in rows.items():
@@ -34,7 +35,16 @@ def evaluate(options: EvaluateOptions) -> None:
     write(rows, sets, far, options)
 
 
-def named(paths: tuple[Path, ...] | list[Path]) -> dict[str, Path]:
+def generated(options: EvaluateOptions) -> list[Path]:
+    """Return the set of the motion file's clips, sampled as far as they are not there yet, or none."""
+    if not options.generate:
+        return []
+    prompts = read_prompts(options.prompts)
+    of_clip = options.seeds, options.frames, options.size, options.steps, options.guidance
+    return [generate(Generation(options.generate, options.base, prompts, *of_clip), options.output)]
+
+
+def named(paths: list[Path]) -> dict[str, Path]:
     """Return the sets by short names: that of the folder or file, or all of the path where two have one name."""
     if twice := next((path for place, path in enumerate(paths) if path in paths[:place]), None):
         raise ValueError(f"{twice} is named twice; name each set once")
