@@ -23,7 +23,7 @@ THUMBNAIL = 16  # pixels of the width on which the order is measured, so that mo
 
 STILL = 0.4  # percent of the longer side a second, below which a clip does not move to the eye
 CAMERA = 0.15  # share of the motion that may be left beside the camera's in a panned still
-UNORDERED = 2.2  # order: that of filmed clips was 2.8 or more, of shuffled ones of 16 frames 1.85 or less
+UNORDERED = 2.2  # order: that of filmed clips was 2.7 or more, of shuffled ones of 16 frames 1.85 or less
 LOST = 0.25  # share of pixels that flow can follow: noise has 0.09, fast motion 0.5
 FLICKERS = 2.0  # grey levels; real clips at 8 frames a second stayed below 0.6, fast drawn ones below 1
 VISIBLE = 0.001  # squared difference (3 % of the brightness) from which on a jump is seen
