@@ -18,13 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from mg_sweep import jitter
 from side_by_side import DEVICE
 from stillmotion.networks.clip import Clip
 from stillmotion.networks.inflation import Attached, before_unet
 from stillmotion.networks.motion_file import read_motion_info
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.samplers.mitigating_gradient import Mitigation
+from stillmotion.samplers.smoothness import jitter
 from stillmotion.trainer.base.host import InflatedUNet
 from stillmotion.trainer.base.load import encode_captions, encode_frames, load_base
 from stillmotion.trainer.clips.cache import to_network

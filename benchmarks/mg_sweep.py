@@ -18,6 +18,7 @@ import torch
 from stillmotion.networks.motion_file import read_motion_info
 from stillmotion.samplers.factors import mean_frame_difference
 from stillmotion.samplers.mitigating_gradient import Mitigation
+from stillmotion.samplers.smoothness import jitter
 from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.config import parse_size
 from stillmotion.trainer.run.compare import load_motion
@@ -28,11 +29,6 @@ from stillmotion.trainer.show.pictures import contact_sheet, motion_amount
 CASES = {"off": Mitigation(alpha=0)}
 CASES |= {f"alpha {alpha}": Mitigation(alpha) for alpha in (20, 40, 150)}
 CASES |= {f"alpha {alpha}, no limit": Mitigation(alpha, math.inf) for alpha in (20, 40, 150)}
-
-
-def jitter(clip):
-    first = clip.diff(dim=0)
-    return (first.diff(dim=0).norm() / first[1:].norm()).item()
 
 
 @torch.no_grad()

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 import numpy as np
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..samplers.factors import (
-    appearance_factor,
-    frame_difference_curve,
-    motion_factors,
-    seam,
-    x_t_slice,
-    y_t_slice,
-)
+from ..samplers.factors import appearance_factor, motion_factors, x_t_slice, y_t_slice
+from ..samplers.measures import ClipMeasures, measure, remarks, told
 from .compat import io, schema, ui
 from .features import features_name, look_of, scaled_latents
 from .node import Node
 from .plot import line_plot
 
-SMALLEST = 16
-"""Pixels of a side from which on the optical flow works; below it OpenCV ends the whole process on some shapes."""
-
+UNDEFINED = "This is not defined for the clip: it stands still, or is a single frame, or nothing in it can be followed."
 NO_LOOK = "The appearance factor was not measured: connect a CLIP_VISION, a VAE or a LATENT to Measure Motion."
 UNMEASURED = "The motion factor was not measured: connect a VAE or a LATENT to Measure Motion."
 
@@ -39,29 +33,14 @@ def check_frames(images: Tensor) -> None:
         raise ValueError("The frames hold NaN or infinite numbers; a VAE in half precision may have made them.")
 
 
-def mean_flow(images: Tensor) -> float:
-    """Return the mean length of the optical flow from frame to frame, in pixels of these frames; 0 for a single one.
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Return frames as a file has them, uint8 (frames, height, width, 3): numbers of them are those of `evaluate`."""
+    return (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
 
-    Flow by DIS (Kroeger et al. 2016, arXiv 1603.03590).
 
-    Raises:
-        ValueError: OpenCV is not installed, or the frames are too small.
-    """
-    height, width = images.shape[1:3]
-    if min(height, width) < SMALLEST:
-        raise ValueError(f"The frames have {width} x {height} pixels; the optical flow needs {SMALLEST} x {SMALLEST}.")
-    try:
-        import cv2
-    except ImportError:
-        raise ValueError(
-            "Measure Motion needs OpenCV, which ComfyUI does not bring: run `pip install opencv-python-headless` in"
-            " ComfyUI's environment and restart it."
-        ) from None
-    frames = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    lengths = [np.linalg.norm(dis.calc(*pair, None), axis=-1).mean() for pair in zip(grey, grey[1:])]
-    return float(np.mean(lengths)) if lengths else 0.0
+def pixels_of(motion: float, images: Tensor) -> float:
+    """Return a motion in percent of the longer side in pixels of these frames."""
+    return motion * max(images.shape[1:3]) / 100
 
 
 def mean_motion_factor(scaled: Tensor) -> float:
@@ -70,15 +49,15 @@ def mean_motion_factor(scaled: Tensor) -> float:
     return factors.mean().item() if len(factors) else 0.0
 
 
-def summary(factor: float | None, flow: float, curve: Tensor, look: float | None = None, features: str = "") -> str:
-    """Return what was measured, in one line to three."""
-    told = "not measured" if factor is None else f"{factor:.0f}"
-    lines = [f"motion factor {told}, flow {flow:.2f} pixels per frame"]
-    if look is not None:
-        lines.append(f"appearance factor {look:.3f} ({features} features)")
-    if len(curve) > 2 and curve.median() > 0:
-        lines.append(f"largest jump: {seam(curve):.1f} times the median, after frame {curve.argmax().item()}")
-    return "\n".join(lines)
+def summary(factor: float | None, numbers: ClipMeasures, size: tuple[int, int], look: float | None, features: str):
+    """Return what was measured, in a few lines."""
+    known = "not measured" if factor is None else f"{factor:.0f}"
+    looks = "" if look is None else f", appearance factor {look:.3f} ({features} features)"
+    return f"motion factor {known}{looks}\n{told(numbers, size)}"
+
+
+def defined(value: float) -> float | ExecutionBlocker:
+    return ExecutionBlocker(UNDEFINED) if isnan(value) else value
 
 
 def rows_of(similarity: Tensor) -> str:
@@ -95,7 +74,7 @@ class MeasureMotion(Node):
             node_id="StillmotionMeasureMotion",
             display_name="Measure Motion",
             category="stillmotion/inspect",
-            description="Measures how much a clip moves, and shows where it jumps.",
+            description="Measures how much a clip moves and how smoothly, what is wrong with it, and where it jumps.",
             search="optical flow, motion score, motion strength, analyse video, frame difference",
             inputs=[
                 io.Image.Input("images", tooltip="The frames of one clip. A single frame moves by 0."),
@@ -123,6 +102,20 @@ class MeasureMotion(Node):
                 io.String.Output(
                     "similarity", tooltip="How like each other all frames are: a line of cosines for each frame."
                 ),
+                io.Float.Output(
+                    "warping_error",
+                    tooltip="Mean squared difference of each frame from the one before, along the optical flow, colours"
+                    " from 0 to 1. 0 for a still: read it beside the flow.",
+                ),
+                io.Float.Output(
+                    "seam", tooltip="Largest difference of neighbouring frames over the median of all: 1 is even."
+                ),
+                io.Float.Output(
+                    "loop_seam", tooltip="Difference of the last frame to the first, over that median: 1 for a loop."
+                ),
+                io.String.Output(
+                    "remarks", tooltip="What is wrong with the clip, a line for each; empty if nothing is."
+                ),
             ],
             is_output_node=True,
         )
@@ -130,19 +123,21 @@ class MeasureMotion(Node):
     @classmethod
     def execute(cls, images, vae=None, latent=None, clip_vision=None) -> io.NodeOutput:
         check_frames(images)
-        flow, curve = mean_flow(images), frame_difference_curve(images[..., :3])
+        numbers = measure(to_bytes(images))
         if latent is None and vae is not None:
             latent = {"samples": vae.encode(images[..., :3])}
         scaled = None if latent is None else scaled_latents(latent["samples"], len(images))
         factor = None if scaled is None else mean_motion_factor(scaled)
         similarity = None if scaled is None and clip_vision is None else look_of(scaled, images, clip_vision)
         look = None if similarity is None else appearance_factor(similarity).item()
-        text = summary(factor, flow, curve, look, features_name(clip_vision))
-        plot = line_plot(curve.tolist(), text, "frame", "mean squared difference to the next frame")
+        text = summary(factor, numbers, (images.shape[2], images.shape[1]), look, features_name(clip_vision))
+        plot = line_plot(numbers.differences, text, "frame", "mean squared difference to the next frame")
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         measured = ExecutionBlocker(UNMEASURED) if factor is None else factor
         looks = [ExecutionBlocker(NO_LOOK)] * 2 if similarity is None else [look, rows_of(similarity)]
-        return io.NodeOutput(measured, flow, plot, *looks, ui=shown)
+        smooth = [defined(value) for value in (numbers.warping_error, numbers.seam, numbers.loop)]
+        said = "\n".join(remarks(numbers).values())
+        return io.NodeOutput(measured, pixels_of(numbers.motion, images), plot, *looks, *smooth, said, ui=shown)
 
 
 class XTSlice(Node):

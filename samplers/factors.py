@@ -118,25 +118,6 @@ def mean_frame_difference(latents: Tensor) -> float:
     return (latents[1:] - latents[:-1]).abs().mean().item()
 
 
-def frame_difference_curve(frames: Tensor) -> Tensor:
-    """Return FD_f = mean (x^{f+1} - x^f)²: constant where a clip moves evenly, with a peak at a cut or seam.
-
-    Source: how the seams between Lumiere's temporal windows are judged (Bar-Tal et al. 2024, arXiv 2401.12945).
-
-    Args:
-        frames: images of any layout and number type, (frames, ...); their unit is squared in the result.
-
-    Returns:
-        float32, (frames - 1,).
-    """
-    return frames.float().diff(dim=0).square().flatten(1).mean(1)
-
-
-def seam(curve: Tensor) -> float:
-    """Return the highest point of a frame-difference curve over its median: 1 for an even clip, nan for a still one."""
-    return (curve.max() / curve.median()).item()
-
-
 def x_t_slice(frames: Tensor, position: float = 0.5) -> Tensor:
     """Stack one row of every frame: what moves sideways draws slanted lines, flicker draws stripes across.
 

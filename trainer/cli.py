@@ -28,6 +28,7 @@ COMMANDS = {
     "inflate": Command(options.InflateOptions, "inflate", "inflate"),
     "decouple": Command(options.DecoupleOptions, "decouple", "decouple"),
     "condition": Command(options.ConditionOptions, "condition", "condition"),
+    "evaluate": Command(options.EvaluateOptions, "evaluate", "evaluate"),
     "convert": Command(options.ConvertOptions, "convert", "convert"),
 }
 

@@ -68,7 +68,7 @@ def format_size(size: tuple[int, int]) -> str:
 
 
 GROUPS = (
-    *("options", "data", "model", "known pixels", "decoupling", "spatial weights"),
+    *("options", "data", "model", "known pixels", "decoupling", "spatial weights", "generation"),
     *("optimization", "memory", "evaluation", "runtime"),
 )
 """In the order in which `--help` shows them."""

@@ -5,13 +5,11 @@ import torch
 from stillmotion.samplers.factors import (
     appearance_factor,
     appearance_similarity,
-    frame_difference_curve,
     latent_features,
     mean_frame_difference,
     motion_factors,
     resampled_curve,
     resampled_similarity,
-    seam,
     x_t_slice,
     y_t_slice,
 )
@@ -50,38 +48,10 @@ def test_motion_factors_of_half_precision_latents_are_summed_in_float32(dtype):
 
 def test_one_frame_has_no_motion_factor():
     assert motion_factors(torch.randn(1, 4, 3, 5)).shape == (0,)
-    assert frame_difference_curve(torch.rand(1, 3, 5, 3)).shape == (0,)
 
 
 def test_the_mean_frame_difference_of_a_ramp():
     assert mean_frame_difference(torch.arange(4.0)[:, None].expand(4, 7) * 0.5) == pytest.approx(0.5)
-
-
-def test_the_curve_is_the_formula_number_by_number():
-    frames = torch.rand(4, 3, 5, 3, dtype=torch.float64)
-    for f, got in enumerate(frame_difference_curve(frames).tolist()):
-        pairs = list(zip(frames[f].flatten().tolist(), frames[f + 1].flatten().tolist()))
-        assert got == pytest.approx(sum((b - a) ** 2 for a, b in pairs) / len(pairs), rel=1e-5)
-
-
-def test_the_curve_of_a_linear_ramp_is_constant():
-    start, slope = torch.rand(2, 3, 5, 3)
-    frames = start + torch.arange(6.0)[:, None, None, None] * slope
-    curve = frame_difference_curve(frames)
-    torch.testing.assert_close(curve, slope.square().mean().expand(5))
-    assert seam(curve) == pytest.approx(1, rel=1e-5)
-
-
-def test_a_seam_stands_out_of_the_curve():
-    frames = torch.arange(9.0)[:, None].expand(9, 4).clone()
-    frames[5:] += 2
-    assert frame_difference_curve(frames).tolist() == [1, 1, 1, 1, 9, 1, 1, 1]
-    assert seam(frame_difference_curve(frames)) == 9
-
-
-def test_the_curve_of_8_bit_frames_does_not_wrap_around():
-    frames = torch.tensor([[250], [5]], dtype=torch.uint8)
-    assert frame_difference_curve(frames).tolist() == [245**2]
 
 
 @pytest.mark.parametrize("position, line", [(0, 0), (0.5, 3), (0.6, 4), (1, 6)])

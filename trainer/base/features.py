@@ -52,8 +52,11 @@ def feature_model(features: Path) -> FeatureModel | None:
     return None if features == LATENT else load_feature_model(features)
 
 
-def load_feature_model(folder: Path) -> FeatureModel:
+def load_feature_model(folder: Path, flag: str = "--features") -> FeatureModel:
     """Return the image model in a folder as transformers saves one; nothing is downloaded.
+
+    Args:
+        flag: the option that named it, for errors.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -65,8 +68,8 @@ def load_feature_model(folder: Path) -> FeatureModel:
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(
-            f"--features {folder} is no folder with an image model and its config.json; give one of DINOv2 or CLIP, or"
-            " latent"
+            f"{flag} {folder} is no folder with an image model and its config.json; give one of DINOv2 or CLIP"
+            + ", or latent" * (flag == "--features")
         )
     try:
         kind = read_config(config)["model_type"]
@@ -81,5 +84,5 @@ def load_feature_model(folder: Path) -> FeatureModel:
         if bad := [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]:
             raise ValueError(f"it holds NaN or infinity in {bad[0]}")
     except (*STRANGE, ValueError) as error:
-        raise ValueError(f"--features {folder} cannot be used: {told(error)}") from error
+        raise ValueError(f"{flag} {folder} cannot be used: {told(error)}") from error
     return FeatureModel(folder.resolve().name, model.eval().requires_grad_(False), kind)

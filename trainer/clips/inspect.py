@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...networks.shown import shown
+from ...samplers.measures import STILL
 from ..show.pictures import Motion, MotionMeter, contact_sheet
 from .frames import Frames, fit, too_short
 from .shards import opened
@@ -19,7 +20,6 @@ from .source import ClipFormat, Source
 
 log = logging.getLogger("stillmotion")
 
-STILL = 0.05  # percent of the width from frame to frame, below which a clip does not move to the eye
 NAMED = 10  # clips that cannot be used which an error names, of many
 LISTED = 20  # and a table or a sheet
 SHOWN = 200  # clips on a sheet
@@ -77,7 +77,7 @@ def inspect(source: Source, form: ClipFormat) -> ClipReport:
     shots, motion = read.shots, meter.motion()
     short = too_short(shots.seconds, read.count, form.fps, form.frames, shots.damage)
     problem = (short if read.count < form.frames else None) or source.problem
-    notes = ", ".join(filter(None, (shots.note, "nothing moves in it" if motion.flow < STILL else "")))
+    notes = ", ".join(filter(None, (shots.note, "nothing moves in it" if motion.flow * form.fps < STILL else "")))
     window = fit(np.stack(first), form.size)
     return ClipReport(source, problem, notes, read.count, shots.seconds, read.native_fps, shots.size, motion, window)
 

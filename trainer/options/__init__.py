@@ -15,6 +15,7 @@ from .common import (
 )
 from .condition import ConditionOptions
 from .decouple import DecoupleOptions, DecouplingOptions, SpatialOptions
+from .evaluate import EvaluateOptions
 from .few_shot import FewShotOptions
 from .inflate import InflateOptions, InflationOptions, LossOptions, TaskOptions, VideoOptions
 from .other import CheckOptions, ConvertOptions, DemoOptions, ToyOptions
@@ -28,6 +29,7 @@ __all__ = [
     "DecoupleOptions",
     "DecouplingOptions",
     "DemoOptions",
+    "EvaluateOptions",
     "EvaluationOptions",
     "FewShotOptions",
     "InflateOptions",

@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...samplers.flow import mean_motion, view
+
 TILE = 128  # height of a frame in a contact sheet
 MARGIN = 4
 LABEL = 200  # width of the labels' column
 LETTER = 13  # size of the labels' font, in pixels
 FONTS = ("NotoSansCJK-Regular.ttc", "msyh.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf", "arial.ttf")
-FLOW_SIDE = 256  # longer side, in pixels, at which motion is measured
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Motion:
 
 
 def motion_amount(frames: np.ndarray) -> Motion:
-    """Measure motion between neighbouring frames by DIS optical flow (Kroeger et al. 2016, arXiv 1603.03590)."""
+    """Measure motion between neighbouring frames."""
     meter = MotionMeter()
     meter.add(frames)
     return meter.motion()
@@ -44,27 +45,19 @@ class MotionMeter:
     """Measures motion between neighbouring frames that come a few at a time, and keeps the last of them alone."""
 
     def __init__(self):
-        self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self.last, self.flows, self.differences = None, [], []
 
     def add(self, frames: np.ndarray) -> None:
-        for frame in map(small_grey, frames):
+        for seen in map(view, frames):
             if self.last is not None:
-                self.flows.append(np.linalg.norm(self.dis.calc(self.last, frame, None), axis=-1).mean())
-                self.differences.append(cv2.absdiff(self.last, frame).mean())
-            self.last = frame
+                self.flows.append(mean_motion(self.last, seen))
+                self.differences.append(cv2.absdiff(self.last.grey, seen.grey).mean())
+            self.last = seen
 
     def motion(self) -> Motion:
         if not self.flows:
             return Motion(0.0, 0.0)
-        return Motion(100 * float(np.mean(self.flows)) / FLOW_SIDE, float(np.mean(self.differences)))
-
-
-def small_grey(frame: np.ndarray) -> np.ndarray:
-    height, width = frame.shape[:2]
-    scale = FLOW_SIDE / max(height, width)
-    size = max(16, round(width * scale)), max(16, round(height * scale))  # DIS matches patches of 8 pixels
-    return cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
+        return Motion(float(np.mean(self.flows)), float(np.mean(self.differences)))
 
 
 def contact_sheet(rows: list[tuple[str, np.ndarray | None]], path: Path, columns: int = 8) -> None:

@@ -1,0 +1,1 @@
+"""What `evaluate` measures of sets of clips, and what it says of them."""
