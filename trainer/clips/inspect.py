@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..show.pictures import Motion, MotionMeter, contact_sheet
 from .frames import Frames, fit, too_short
 from .shards import opened
 from .shot import ClipError
-from .source import ClipFormat, Source
+from .source import NO_CAPTION, ClipFormat, Source
 
 log = logging.getLogger("stillmotion")
 
@@ -82,6 +82,19 @@ def inspect(source: Source, form: ClipFormat) -> ClipReport:
     return ClipReport(source, problem, notes, read.count, shots.seconds, read.native_fps, shots.size, motion, window)
 
 
+def refuse_without_captions(problems: Sequence[str | None]) -> None:
+    """Raise ValueError, with the shortest thing that helps, where all clips lack captions.
+
+    Args:
+        problems: of each clip.
+    """
+    if problems and all(problem and problem.startswith(NO_CAPTION) for problem in problems):
+        raise ValueError(
+            f"None of the {len(problems)} clips has a caption: say once for all what is to be seen in them, as in"
+            ' --caption "a man playing the guitar", or write what is in clip.mp4 into clip.txt beside it, for each'
+        )
+
+
 def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
     """Return the sources of the clips that can be used.
 
@@ -92,6 +105,7 @@ def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
     good = [report.source for report in reports if not report.problem]
     bad, count = named([report for report in reports if report.problem]), len(reports) - len(good)
     if not good:
+        refuse_without_captions([report.problem for report in reports])
         raise ValueError(f"None of the {len(reports)} clips can be used: {bad}")
     if bad and not skip_bad:
         raise ValueError(

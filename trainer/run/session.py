@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from accelerate import Accelerator
 
-from ...samplers.schedules import Prediction
-from ..base.load import Base, check_exists, load_base
+from ..base.auto import AUTO, resolve_base
+from ..base.comfyui import find_comfyuis
+from ..base.load import Base, check_trainable, load_base
 from ..options import TrainOptions
+from .install import place_to_install
 from .lock import check_unlocked
-from .milestones import last_save
 from .processes import make_accelerator, resolved_precision
+from .saves import base_of_run, last_save
 
 log = logging.getLogger("stillmotion")
 
@@ -34,17 +35,26 @@ class Session:
 
 
 def begin(options: TrainOptions) -> Session:
-    """Check what can be checked at once, and start the processes.
+    """Check what can be checked at once, find what is to be found, and start the processes.
+
+    The options of the session name the base, the ComfyUI and the precision that `auto` stands for.
 
     Raises:
-        FileNotFoundError: the base is not there.
+        FileNotFoundError: the base is not there, or none is found.
         ValueError: the output folder holds a run that nobody asked to resume, another run is in it, or the processes
             cannot work together.
     """
     check_unlocked(options.output)
     save = last_save(options)
-    check_exists(options.base)
-    options = options.model_copy(update={"precision": resolved_precision(options)})
+    base = base_of_run(options) if save and options.base == AUTO else options.base
+    comfyuis = find_comfyuis() if AUTO in (base, options.install) else []
+    options = options.model_copy(
+        update={
+            "base": resolve_base(base, comfyuis),
+            "install": place_to_install(options.install, comfyuis),
+            "precision": resolved_precision(options),
+        }
+    )
     return Session(options, make_accelerator(options), save)
 
 
@@ -65,14 +75,5 @@ def load_image_model(path: Path) -> Base:
     """
     log.info("Loading %s …", path)
     base = load_base(path)
-    if base.schedule != "scaled_linear" or base.prediction not in get_args(Prediction):
-        raise ValueError(
-            f"{path} predicts {base.prediction} on the schedule {base.schedule}; training knows epsilon and"
-            " v_prediction on scaled_linear, as Stable Diffusion has them"
-        )
-    if base.zero_snr and base.prediction == "epsilon":
-        raise ValueError(
-            f"{path} predicts epsilon on a schedule with zero terminal SNR, where nothing can be learnt from it; such"
-            " models predict the velocity: mend prediction_type in its scheduler_config.json"
-        )
+    check_trainable(path, base)
     return base
