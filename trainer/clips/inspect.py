@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ...networks.shown import shown
 from ..show.pictures import Motion, MotionMeter, contact_sheet
+from ..show.progress import counted, working
 from .frames import Frames, fit, too_short
 from .shards import opened
 from .shot import ClipError
@@ -52,7 +52,9 @@ def inspect_clips(
     Args:
         remark: what is worth knowing of a caption, or nothing.
     """
-    return [report(source, form, remark) for source in tqdm(sources, desc="reading clips", unit="clip", leave=False)]
+    sources = list(sources)
+    with working("reading clips", len(sources), "clip") as bar:
+        return [report(source, form, remark) for source in counted(sources, bar)]
 
 
 def report(source: Source, form: ClipFormat, remark: Callable[[str], str]) -> ClipReport:

@@ -33,8 +33,8 @@ def condition(options: ConditionOptions) -> None:
     session = begin(options)
     found = read_motion_module(options.init) if options.init else None
     shards = shards_of(options.videos, options.caption)
-    reports = looked_at(options, shards)
-    base = load_image_model(session.options.base)
+    reports = looked_at(session, shards)
+    base = load_image_model(session)
     structure = structure_of(base.unet)
     start = starting_inflation(options, found, structure)
     decoupling = decoupling_for(start.config)

@@ -18,8 +18,8 @@ def inflate(options: InflateOptions) -> None:
     """Learn motion in general from a set of captioned clips of any size."""
     session = begin(options)
     shards = shards_of(options.videos, options.caption)
-    reports = looked_at(options, shards)
-    base = load_image_model(session.options.base)
+    reports = looked_at(session, shards)
+    base = load_image_model(session)
     structure = structure_of(base.unet)
     config = inflation_config(options, options.frames, structure)
     config = with_condition(config) if options.condition else config

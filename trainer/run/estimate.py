@@ -22,6 +22,7 @@ from ..base.host import InflatedUNet
 from ..clips.batches import Batch
 from ..losses.objective import Objective
 from ..options import TrainOptions
+from ..show.progress import working
 from .loop import Training, backward, weights_of
 from .optimiser import in_eight_bits
 
@@ -200,14 +201,15 @@ def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> 
         ValueError: the step did not fit into the GPU's memory.
     """
     accelerator, plan = training.accelerator, training.plan
-    memory = estimate_memory(
-        training.objective,
-        (options.batch_size, plan.frames),
-        plan.cells,
-        ema=options.ema is not None,
-        eight_bit=options.eight_bit,
-        accumulation=options.accumulation,
-    )
+    with working("estimating the memory of a step"):
+        memory = estimate_memory(
+            training.objective,
+            (options.batch_size, plan.frames),
+            plan.cells,
+            ema=options.ema is not None,
+            eight_bit=options.eight_bit,
+            accumulation=options.accumulation,
+        )
     log.info("Memory of a step, estimated: %s", memory)
     free = free_memory(accelerator.device)
     on_device = memory.frozen + memory.trained + memory.ema + (memory.optimizer if training.step else 0)
@@ -219,7 +221,8 @@ def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> 
         return time_step(lambda: backward(training, batch, step).total, 2 if free else 1)
 
     try:
-        one = seconds_of_a_step(timed, training.objective.everys)
+        with working("timing a step"):
+            one = seconds_of_a_step(timed, training.objective.everys)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"A step does not fit into the GPU's memory. {hint or ''}") from error
     training.optimizer.zero_grad()

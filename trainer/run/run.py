@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...networks.atomic import replacing, write_durably
 from ...networks.inflation import Inflation
@@ -28,6 +27,7 @@ from ..config import as_toml, defaults_of, recorded
 from ..losses.decoupling import Decoupling
 from ..losses.objective import Objective
 from ..options import SpatialOptions, TrainOptions
+from ..show.progress import working
 from .checkpoints import check_same_facts, facts_of, read_state, restore
 from .displacement import report
 from .estimate import blank_batch, report_estimate
@@ -40,7 +40,7 @@ from .optimiser import Schedule
 from .requests import Requests
 from .runlog import RunLog
 from .saves import run_name
-from .session import Session, check_alone
+from .session import Session, Stage, check_alone
 from .terms import terms_of
 from .training_set import TrainingSet
 from .workflow import write_workflow
@@ -82,8 +82,11 @@ def _train_and_export(
     plan: Plan,
     decoupling: Decoupling | None,
 ) -> None:
-    options, accelerator, base_hash = session.options, session.accelerator, weights_hash(base.unet)
-    training = new_training(session, base, start, plan, decoupling)
+    session.enter(Stage.ESTIMATE)
+    options, accelerator = session.options, session.accelerator
+    with working("preparing the network"):
+        base_hash = weights_hash(base.unet)
+        training = new_training(session, base, start, plan, decoupling)
     facts = run_facts(options, accelerator, clips.content, base_hash)
     if session.save:
         resume(training, session.save, facts, defaults_of(type(options)))
@@ -92,6 +95,7 @@ def _train_and_export(
     if training.step < options.steps:
         report_estimate(options, training, clips.first_batch(plan, options.batch_size))
 
+    session.enter(Stage.TRAINING)
     if accelerator.is_main_process:
         write_record(options, clips.reports)
     run_log = start_log(options, training, clips.names, clips.held_out)
@@ -153,8 +157,8 @@ def spatial_rates(options: TrainOptions) -> dict[str, float]:
 
 def rehearse(session: Session, base: Base, start: Inflation, plan: Plan, decoupling: Decoupling | None = None) -> None:
     """Say how much memory and time a run would take, from a step on noise in place of its clips. Writes nothing."""
-    options = session.options
-    training = new_training(session, base, start, plan, decoupling)
+    session.enter(Stage.ESTIMATE)
+    options, training = session.options, new_training(session, base, start, plan, decoupling)
     rows = options.batch_size, plan.frames
     report_estimate(options, training, blank_batch(training.objective.network, rows, plan.cells))
     goes_to = "" if options.install == NO else f", and the motion file into ComfyUI at {options.install}"
@@ -281,8 +285,9 @@ def run(
     accelerator = training.accelerator
     check_together(options, training)
     if training.step == 0:
-        milestones.measure()
-    with Requests(options.output) as requests, logging_redirect_tqdm():
+        with working("measuring the loss before the first step"):
+            milestones.measure()
+    with Requests(options.output) as requests:
         finished = train(training, source, requests, milestones.after_step, position)
     if not finished:
         log.info("Stopped after step %d; --resume goes on.", training.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -12,12 +13,23 @@ from ..base.auto import AUTO, resolve_base
 from ..base.comfyui import find_comfyuis
 from ..base.load import Base, check_trainable, load_base
 from ..options import TrainOptions
+from ..show.progress import working
 from .install import place_to_install
 from .lock import check_unlocked
 from .processes import make_accelerator, resolved_precision
 from .saves import base_of_run, last_save
 
 log = logging.getLogger("stillmotion")
+
+
+class Stage(Enum):
+    """The stages of every command that trains, in their order, as people are told of them."""
+
+    CLIPS = "looking at the clips"
+    BASE = "loading the image model"
+    ENCODING = "encoding the clips"
+    ESTIMATE = "memory and time of a step"
+    TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,10 @@ class Session:
         """(width, height) of the latents."""
         return self.options.size[0] // 8, self.options.size[1] // 8
 
+    def enter(self, stage: Stage) -> None:
+        """Say which stage begins, and its place among all."""
+        log.info("%d of %d: %s", list(Stage).index(stage) + 1, len(Stage), stage.value)
+
 
 def begin(options: TrainOptions) -> Session:
     """Check what can be checked at once, find what is to be found, and start the processes.
@@ -47,14 +63,11 @@ def begin(options: TrainOptions) -> Session:
     check_unlocked(options.output)
     save = last_save(options)
     base = base_of_run(options) if save and options.base == AUTO else options.base
-    comfyuis = find_comfyuis() if AUTO in (base, options.install) else []
-    options = options.model_copy(
-        update={
-            "base": resolve_base(base, comfyuis),
-            "install": place_to_install(options.install, comfyuis),
-            "precision": resolved_precision(options),
-        }
-    )
+    with working("looking for ComfyUI and image models"):
+        comfyuis = find_comfyuis() if AUTO in (base, options.install) else []
+        base, install = resolve_base(base, comfyuis), place_to_install(options.install, comfyuis)
+    found = {"base": base, "install": install, "precision": resolved_precision(options)}
+    options = options.model_copy(update=found)
     return Session(options, make_accelerator(options), save)
 
 
@@ -67,13 +80,15 @@ def check_alone(session: Session) -> None:
         )
 
 
-def load_image_model(path: Path) -> Base:
-    """Load the base, whose prediction and schedule must be ones that the losses are made for.
+def load_image_model(session: Session) -> Base:
+    """Load the session's base, whose prediction and schedule must be ones that the losses are made for.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be used.
     """
-    log.info("Loading %s …", path)
-    base = load_base(path)
+    session.enter(Stage.BASE)
+    path = session.options.base
+    with working(f"loading {path.name}"):
+        base = load_base(path)
     check_trainable(path, base)
     return base
