@@ -1,5 +1,4 @@
-"""Estimate the VRAM of a step of `fewshot` on the U-Net of SD1.5, with the options that docs/first-steps.md has for each
-card.
+"""Estimate the VRAM of a step of `fewshot` on the U-Net of SD1.5, with docs/first-steps.md's options for each card.
 
     python benchmarks/fewshot_vram.py           (a minute or two for each row)
     python benchmarks/fewshot_vram.py --size 384x256 --frames 12        (with any options of fewshot)

@@ -20,7 +20,7 @@ from .comfyui import model_folders
 from .folder import part_tensors
 from .ldm_checkpoint import checkpoint_parts, shapes_of
 from .load import check_base, check_exists
-from .tensors import is_pickled_file, read_outlines
+from .tensors import STRANGE, is_pickled_file, read_outlines
 
 log = logging.getLogger("stillmotion")
 
@@ -81,7 +81,8 @@ WHY = (
 
 
 def resolve_base(path: Path, comfyuis: Sequence[Path]) -> Path:
-    """Return the base that is meant: the path itself, or what `auto` finds; the log says which and why.
+    """Return the base that is meant: the path itself, what a loader of ComfyUI lists under this name, or what `auto`
+    finds; the log says which and why.
 
     Args:
         comfyuis: folders of ComfyUI that are looked into.
@@ -89,10 +90,10 @@ def resolve_base(path: Path, comfyuis: Sequence[Path]) -> Path:
     Raises:
         FileNotFoundError: there is nothing at `path`, or `auto` finds nothing.
     """
+    places = candidates(comfyuis, hub_folder())
     if path != AUTO:
-        check_exists(path)
-        return path
-    found, passed = usable(candidates(comfyuis, hub_folder()))
+        return named(path, places)
+    found, passed = usable(places)
     if not found:
         raise FileNotFoundError(
             "No image model of the SD1.5 family was found in ComfyUI's folders or the Hugging Face cache"
@@ -101,7 +102,7 @@ def resolve_base(path: Path, comfyuis: Sequence[Path]) -> Path:
         )
     best = found[0]
     log.info(
-        "Base: %s, %s%s. --base PATH takes another%s.",
+        "Base: %s, %s%s. --base and a name or path takes another%s.",
         *(best.candidate.path, reason(found), told(passed), f": {others(found)}" if found[1:] else ""),
     )
     if best.size < SMALL:
@@ -113,6 +114,16 @@ def resolve_base(path: Path, comfyuis: Sequence[Path]) -> Path:
     return best.candidate.path
 
 
+def named(path: Path, places: Iterable[Candidate]) -> Path:
+    """Return the path where something is there, else the first place of this name, with or without its folder."""
+    if path.exists():
+        return path
+    found = (place.path for place in places if path.as_posix() in (place.name, Path(place.name).name))
+    place = next(found, path)
+    check_exists(place)
+    return place
+
+
 def usable(places: Iterable[Candidate]) -> tuple[list[Found], Counter[str]]:
     """Return the candidates that may be bases, the best first, of which that one is held to the whole gate; and how
     many are passed over for which reason."""
@@ -122,14 +133,14 @@ def usable(places: Iterable[Candidate]) -> tuple[list[Found], Counter[str]]:
             found.append(look(place))
         except PassedOver as why:
             passed[str(why)] += 1
-        except (ValueError, OSError):  # damaged, or may not be read
+        except (ValueError, *STRANGE):  # damaged in whichever way, or may not be read
             passed["unreadable"] += 1
     found.sort(key=lambda each: each.rank)
     while found:
         try:
             check_base(found[0].candidate.path)
             break
-        except (ValueError, OSError):
+        except (ValueError, *STRANGE):
             passed["incomplete"] += 1
             del found[0]
     return found, passed
@@ -232,7 +243,7 @@ def reason(found: Sequence[Found]) -> str:
     """Say why the first was taken: by the first number in which its rank is ahead of the second's."""
     if len(found) == 1:
         return "the only one of the SD1.5 family"
-    ahead = next((why for why, a, b in zip(WHY, found[0].rank, found[1].rank) if a != b), "equal to the next")
+    ahead = next((why for why, a, b in zip(WHY, found[0].rank, found[1].rank) if a != b), "as good as the next")
     return f"taken of {len(found)} of the SD1.5 family {ahead}"
 
 

@@ -50,8 +50,8 @@ class BaseOptions(Options):
     base: Annotated[
         Path,
         Field(
-            description="SD1.5-family model: a diffusers folder, a .safetensors or .ckpt file; auto: the best in"
-            " ComfyUI's folders and the Hugging Face cache"
+            description="SD1.5-family model: a diffusers folder, a .safetensors or .ckpt file, or its name in ComfyUI;"
+            " auto: the best in ComfyUI's folders and the Hugging Face cache"
         ),
     ] = Path("auto")
 

@@ -21,7 +21,7 @@ class CheckOptions(ClipOptions):
     output: Annotated[Path, Field(description="folder for the contact sheet")] = Path("check")
     base: Annotated[
         Path | None,
-        Field(description="SD1.5-family model whose autoencoder HiGen's factors are measured with; none: they are not"),
+        Field(description="SD1.5-family model, or auto, on whose VAE HiGen's factors are measured; none: they are not"),
     ] = None
     features: Annotated[
         Path, Field(description="folder of DINOv2 or CLIP for the appearance factor, or latent; with --base")

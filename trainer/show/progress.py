@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -53,8 +54,10 @@ def working(
         total: number of units, None where nobody knows.
         unit: one of what is counted; None: nothing is, and there is but the time that has gone by.
         initial: units that an earlier run has done.
-        leave: the last look of the bar, or a last line, stays.
+        leave: the last look of the bar, or a last line, stays; others come only where the work takes a while.
+        hidden: say nothing, as all processes but the first do.
     """
+    hidden = hidden or os.environ.get("RANK", "0") != "0"
     on_terminal = sys.stderr.isatty()
     bar = tqdm(
         desc=what,
@@ -62,6 +65,7 @@ def working(
         unit=unit or "",
         initial=initial,
         leave=leave,
+        delay=0 if leave else REDRAWN,
         disable=hidden,
         file=None if on_terminal else Nowhere(),
         bar_format=None if unit else UNCOUNTED,
@@ -91,6 +95,7 @@ def counted(items: Iterable[T], bar: tqdm) -> Iterator[T]:
 
 def _redraw(bar: tqdm, done: Event) -> None:
     while not done.wait(REDRAWN):
+        bar.delay = 0  # it is seen from now on, and has to be taken away in the end
         bar.refresh()
 
 

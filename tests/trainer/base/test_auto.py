@@ -90,12 +90,14 @@ def test_what_is_no_base_is_passed_over_with_its_reason_and_what_is_one_is_found
     (folder / "note.txt").write_text("no model by its name, and never opened")
     whole = models / "toy.safetensors"
     (folder / "cut.safetensors").write_bytes(whole.read_bytes()[:-1])
+    few = {name: shape for name, shape in image_model(768).items() if "input_blocks.0.0" not in name}
+    stub(folder / "without a first layer.safetensors", few)
     (folder / "folder.safetensors").mkdir()
     right = comfyui / "models/diffusers/good"
     right.symlink_to(models / "base", target_is_directory=True)
     found, passed = usable(candidates([comfyui], tmp_path / "hub"))
     assert [each.candidate for each in found] == [Candidate(right, "good", True)]
-    assert passed == {"SDXL": 2, "for inpainting": 1, "a LoRA of an image model": 1, "unreadable": 2, "incomplete": 1}
+    assert passed == {"SDXL": 2, "for inpainting": 1, "a LoRA of an image model": 1, "unreadable": 3, "incomplete": 1}
 
 
 def test_a_pickled_checkpoint_is_looked_into_without_its_numbers(comfyui, models, monkeypatch):
@@ -193,7 +195,7 @@ def test_one_line_says_which_base_it_is_why_and_how_to_take_another(comfyui, mod
     (line,) = caplog.messages
     assert line == (
         f"Base: {old}, taken of 2 of the SD1.5 family since it is Stable Diffusion 1.5 itself by its name"
-        " (passed over: 1 SDXL). --base PATH takes another: mine.safetensors."
+        " (passed over: 1 SDXL). --base and a name or path takes another: mine.safetensors."
     )
 
 
@@ -214,11 +216,15 @@ def test_nothing_found_is_one_sentence_with_what_to_get(comfyui):
     assert "(passed over: 1 SDXL)" in said and "--base" in said and "python -m trainer demo" in said
 
 
-def test_a_base_that_is_named_is_taken_as_it_is(tmp_path):
+def test_a_base_that_is_named_is_taken_as_it_is(comfyui, models, tmp_path):
     (tmp_path / "x").touch()
-    assert resolve_base(tmp_path / "x", []) == tmp_path / "x"
+    assert resolve_base(tmp_path / "x", [comfyui]) == tmp_path / "x"
+    there = checkpoint(comfyui, "sd15/a.safetensors", models / "toy.safetensors")
+    assert (
+        resolve_base(Path("a.safetensors"), [comfyui]) == resolve_base(Path("sd15/a.safetensors"), [comfyui]) == there
+    )
     with pytest.raises(FileNotFoundError, match="no base model at"):
-        resolve_base(tmp_path / "y", [])
+        resolve_base(tmp_path / "y", [comfyui])
 
 
 def test_the_gate_at_the_headers_refuses_what_the_whole_gate_refuses(models, tmp_path):

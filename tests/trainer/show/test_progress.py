@@ -38,6 +38,13 @@ def test_a_bar_goes_on_moving_while_a_step_takes_long(terminal):
         bar.update()
         time.sleep(0.3)
     assert shown.getvalue().count("1/3") > 3 and "training" in shown.getvalue()
+    assert shown.getvalue().rstrip(" ").endswith("\r"), "and is taken away"
+
+
+def test_what_is_quick_is_not_seen(terminal):
+    with terminal() as shown, working("encoding", 3, "frame") as bar:
+        bar.update(3)
+    assert shown.getvalue().strip() == ""
 
 
 def test_a_log_file_gets_few_lines_with_what_is_left(log_file, capsys):
@@ -75,12 +82,14 @@ def test_nothing_goes_on_talking_after_an_error(log_file):
 def test_a_log_message_does_not_break_the_bar(terminal, monkeypatch):
     with terminal() as shown:
         monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)])
-        with working("training", 3, "step"):
+        with working("training", 3, "step", leave=True):
             logging.getLogger("stillmotion").warning("a clip is left out")
     assert re.search("0/3 .*\r *\ra clip is left out\n\rtraining: ", shown.getvalue())
 
 
-def test_hidden_is_silent(log_file, terminal):
-    with terminal() as shown, working("training", 3, "step", leave=True, hidden=True) as bar:
+@pytest.mark.parametrize("process", [0, 1])
+def test_hidden_is_silent_and_so_are_further_processes(log_file, terminal, monkeypatch, process):
+    monkeypatch.setenv("RANK", str(process))
+    with terminal() as shown, working("training", 3, "step", leave=True, hidden=not process) as bar:
         bar.update()
     assert shown.getvalue() == "" and not log_file.messages
