@@ -22,10 +22,10 @@ from stillmotion.trainer.run.estimate import GIB, estimate_memory
 from torch import nn
 
 CARDS = {
-    6: "--size 256x256 --frames 8 --eight-bit",
-    8: "--size 384x256 --frames 12",
-    12: "--size 512x320",
-    24: "--size 768x448",
+    6: "--size 384x256 --frames 12",
+    8: "--size 512x320",
+    12: "--size 768x448",
+    24: "--size 768x448 --frames 24 --batch-size 2",
 }
 
 

@@ -264,7 +264,7 @@ def read_file(path: Path, kind: type[Options]) -> dict[str, Any]:
 
 
 def refuse_unknown_flags(unknown: list[str], kind: type[Options]):
-    known = [flag_of(name) for name in kind.model_fields] + ["--config", "--traceback"]
+    known = [flag_of(name) for name in kind.model_fields] + ["--config", "--traceback", "--help"]
     for word in unknown:
         flag = word.partition("=")[0]
         raise ValueError(f"There is no option {shown(flag, 100)}{suggestion(flag, known)}")
