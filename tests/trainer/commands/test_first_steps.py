@@ -52,6 +52,12 @@ def test_a_dry_run_says_all_and_writes_nothing(machine, caplog):
     base = machine / "ComfyUI/models/diffusers/mine"
     for words in (f"Base: {base}, the only one", "0.gif", "Memory of a step, estimated", "2 steps about"):
         assert words in caplog.text
+    stages = [line for line in caplog.messages if " of 5: " in line]
+    assert stages == [
+        "1 of 5: looking at the clips",
+        "2 of 5: loading the image model",
+        "4 of 5: memory and time of a step",
+    ]
     assert caplog.messages[-1].endswith(f"goes to runs/motion, and the motion file into ComfyUI at {machine}/ComfyUI.")
 
 
