@@ -174,6 +174,7 @@ def train(options, base, clips, run, measure, **others):
         seed=options.train_seed,
         resume=(run / "saves").is_dir(),
         cache=options.output / "cache",
+        install=Path("no"),
         **others,
     )
     decouple(chosen, Decoupling(measure=measure))

@@ -23,7 +23,7 @@ LIBRARIES = {
     ).split(),
     "trainer": (
         "torch einops safetensors numpy PIL av cv2 tqdm pydantic pydantic_core "
-        "accelerate bitsandbytes diffusers open_clip peft tensorboard transformers webdataset"
+        "accelerate bitsandbytes diffusers open_clip peft tensorboard transformers webdataset yaml"
     ).split(),
 }
 FILES = sorted(file for layer in LAYERS for file in (ROOT / layer).rglob("*.py"))

@@ -33,13 +33,16 @@ from ..networks.shown import shown
 class Options(BaseModel):
     """Base of every command's options; the docstring of a subclass is the command's help.
 
-    `group`: title under which `--help` shows the options that a class declares first. `renamed`: former names of
-    options, which are still read.
+    `group`: title under which `--help` shows the options that a class declares first. `common`: names of those that
+    most people set, which it shows before all others. `examples`: words after the command's name, as one types them.
+    `renamed`: former names of options, which are still read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     group: ClassVar[str] = "options"
+    common: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[dict[str, str]] = {}
 
     @field_validator("*", mode="before")
@@ -67,8 +70,9 @@ def format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
+COMMON = "what most people set"
 GROUPS = (
-    *("options", "data", "model", "known pixels", "decoupling", "spatial weights", "generation"),
+    *(COMMON, "options", "data", "model", "known pixels", "decoupling", "spatial weights", "generation"),
     *("optimization", "memory", "evaluation", "runtime"),
 )
 """In the order in which `--help` shows them."""
@@ -115,7 +119,7 @@ def toml_value(value) -> str:
     return json.dumps("none" if value is None else value, ensure_ascii=False)
 
 
-PLACES = {"output", "resume", "overwrite", "cache"}
+PLACES = {"output", "resume", "overwrite", "cache", "dry_run", "install"}
 """Options of where a result goes and of how it came about, which change nothing of it."""
 
 
@@ -135,7 +139,8 @@ def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         usage=f"{prog} [options]",
-        description=inspect.getdoc(kind),
+        description=description_of(kind, prog),
+        add_help=False,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -148,17 +153,27 @@ def make_parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
     for old, name in former_names(kind).items():
         form = form_of(kind.model_fields[name])
         parser.add_argument(flag_of(old), dest=name, help=argparse.SUPPRESS, **form)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these options; flags win over it")
-    parser.add_argument("--traceback", action="store_true", help="on an error, show where in the code it arose")
+    every = parser.add_argument_group("every command")
+    every.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these options; flags win over it")
+    every.add_argument("--traceback", action="store_true", help="on an error, show where in the code it arose")
+    every.add_argument("-h", "--help", action="help", help="show this and stop")
     return parser
 
 
+def description_of(kind: type[Options], prog: str) -> str:
+    """Return what stands above the options: how the command is typed, and what it does."""
+    examples = "".join(f"  {prog} {words}".rstrip() + "\n" for words in kind.examples)
+    return (f"examples:\n{examples}\n" if examples else "") + (inspect.getdoc(kind) or "")
+
+
 def groups_of(kind: type[Options]) -> dict[str, list[str]]:
-    """Return names of the options by the group of the class that declares them first, required ones in front."""
-    groups: dict[str, list[str]] = {}
+    """Return names of the options by the group of the class that declares them first, required ones in front; those
+    that most people set are a group of their own."""
+    groups: dict[str, list[str]] = {COMMON: list(kind.common)} if kind.common else {}
     for name in sorted(kind.model_fields, key=lambda name: not kind.model_fields[name].is_required()):
         first = next(c for c in reversed(kind.__mro__) if name in c.__dict__.get("__annotations__", {}))
-        groups.setdefault(first.group, []).append(name)
+        if name not in kind.common:
+            groups.setdefault(first.group, []).append(name)
     return dict(sorted(groups.items(), key=lambda group: GROUPS.index(group[0])))
 
 
@@ -249,15 +264,31 @@ def read_file(path: Path, kind: type[Options]) -> dict[str, Any]:
 
 
 def refuse_unknown_flags(unknown: list[str], kind: type[Options]):
-    known = [flag_of(name) for name in kind.model_fields] + ["--config", "--traceback"]
+    known = [flag_of(name) for name in kind.model_fields] + ["--config", "--traceback", "--help"]
     for word in unknown:
         flag = word.partition("=")[0]
         raise ValueError(f"There is no option {shown(flag, 100)}{suggestion(flag, known)}")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else "; --help lists the options"
+ELSEWHERE = {
+    **{
+        "lr": "learning_rate",
+        "epochs": "steps",
+        "max_train_steps": "steps",
+        "network_dim": "rank",
+        "fp16": "precision",
+    },
+    **{"model": "base", "checkpoint": "base", "pretrained_model_name_or_path": "base", "resolution": "size"},
+    **{"data": "videos", "dataset": "videos", "prompt": "caption", "output_dir": "output", "out": "output"},
+}
+"""What other trainers call an option."""
+
+
+def suggestion(word: str, known: Iterable[str], otherwise: str = "--help lists the options") -> str:
+    """Return the end of a sentence about a word that is not known: the nearest one that is, or what else to do."""
+    ours = ELSEWHERE.get(word.strip("-").replace("-", "_"), "")
+    close = [name for name in (ours, flag_of(ours)) if name in known] or get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; {otherwise}"
 
 
 def describe(error: ErrorDetails, where: dict[str, str], kind: type[Options]) -> str:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,6 +80,9 @@ def test_defaults_stay_where_nothing_is_given():
         (["--videos", "a", "--learning_rate", "1"], ["no option --learning_rate", "did you mean --learning-rate?"]),
         (["--videos", "a", "--stpes=5"], ["no option --stpes", "did you mean --steps?"]),
         (["--vid", "a"], ["no option --vid", "did you mean --videos?"]),
+        (["--lr", "1"], ["no option --lr", "did you mean --learning-rate?"]),
+        (["--max_train_steps", "1"], ["no option --max_train_steps", "did you mean --steps?"]),
+        (["--zzz"], ["no option --zzz; --help lists the options"]),
         (["--videos", "a", "stray"], ["no option stray", "--help"]),
     ],
 )
@@ -114,6 +118,7 @@ def test_flags_win_over_the_file(tmp_path):
     "text, words",
     [
         (b"stpes = 5", ["no option stpes", "did you mean steps?"]),
+        (b"lr = 5", ["no option lr", "did you mean learning_rate?"]),
         (b"[learn]\nsteps = 5", ["no option learn"]),
         (b"steps = 0", ["steps in ", "is 0", "greater than or equal to 1"]),
         (b"steps = true", ["steps in ", "is True; it should be a number"]),
@@ -229,6 +234,47 @@ def test_traceback_shows_where_an_error_arose(command):
 def test_an_unknown_command_is_refused_with_a_suggestion(capsys):
     assert cli.main(["fewshots"]) == 2
     assert capsys.readouterr().err == "error: There is no command fewshots; did you mean fewshot?\n"
+    assert cli.main(["zzz"]) == 2 and "the commands are demo, toy, check" in capsys.readouterr().err
+    assert cli.main(["--videos", "x"]) == 2 and "--videos stands where the command belongs" in capsys.readouterr().err
+
+
+def test_the_version_comes_with_those_of_the_libraries(capsys):
+    assert cli.main(["--version"]) == 0
+    checkout = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    said = capsys.readouterr().out
+    assert said.startswith(f"stillmotion {checkout['project']['version']} (Python 3.") and "torch 2." in said
+
+
+@pytest.fixture
+def stopped(monkeypatch, tmp_path, caplog):
+    """Says what Ctrl-C is answered with, by `fewshot` with these words."""
+    (module := type(sys)("stillmotion.trainer.commands.fewshot")).fewshot = raising(KeyboardInterrupt())
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    caplog.set_level("INFO", "stillmotion")
+
+    def said(*words):
+        assert cli.main(["fewshot", *words]) == 130
+        return caplog.messages[-1]
+
+    return said
+
+
+def test_ctrl_c_gives_the_line_that_goes_on(stopped, tmp_path):
+    given = "--videos", "my clips", "--output", str(tmp_path)
+    assert stopped(*given).startswith("Stopped before the first save. The same command starts again")
+    (tmp_path / "saves").mkdir()
+    (tmp_path / "saves/state-000250.pt").touch()
+    line = f"Stopped. To go on: {cli.program()} fewshot --videos 'my clips' --output {tmp_path} --resume"
+    assert stopped(*given) == stopped(*given, "--resume") == line
+
+
+def test_on_several_processes_the_line_starts_as_they_were_started(stopped, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "saves").mkdir()
+    (tmp_path / "saves/state-000250.pt").touch()
+    assert stopped("--videos", "c", "--output", str(tmp_path)).startswith(
+        "Stopped. To go on: accelerate launch … -m trainer fewshot --videos c"
+    )
 
 
 def test_the_resolved_options_are_shown(command, caplog):

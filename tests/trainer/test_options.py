@@ -1,14 +1,16 @@
 """Options as people give them: groups of the help, presets and the files that start from them, former names."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from stillmotion.trainer.cli import COMMANDS
-from stillmotion.trainer.config import GROUPS, groups_of, make_parser, read_options
+from stillmotion.trainer.config import COMMON, GROUPS, groups_of, make_parser, read_options
 from stillmotion.trainer.options import DecoupleOptions, FewShotOptions, InflateOptions
 
-PRESETS = Path(__file__).resolve().parents[2] / "trainer/presets"
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ROOT / "trainer/presets"
 FILES = sorted(PRESETS.iterdir())
 ASKED = ["--videos", "v", "--base", "b"]
 
@@ -30,10 +32,21 @@ def test_every_option_stands_in_one_group_of_the_help(name):
 def test_the_commands_that_train_have_the_groups_that_people_know():
     for kind in (FewShotOptions, InflateOptions):
         groups = [group for group in groups_of(kind) if group != "known pixels"]
-        assert groups == ["data", "model", "optimization", "memory", "evaluation", "runtime"]
+        assert groups == [COMMON, "data", "model", "optimization", "memory", "evaluation", "runtime"]
     groups = groups_of(InflateOptions)
-    assert groups["data"][0] == "videos" and groups["model"][0] == "base"
-    assert {"preset", "init", "halve"} < set(groups["model"]) and {"trs", "ema", "steps"} < set(groups["optimization"])
+    assert groups[COMMON][:3] == ["videos", "caption", "base"] and {"preset", "steps"} < set(groups[COMMON])
+    assert {"halve", "blocks"} < set(groups["model"]) and {"trs", "ema"} < set(groups["optimization"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_stand_first_in_the_help_and_are_commands_that_are_understood(name):
+    kind = COMMANDS[name].options
+    text = make_parser(kind, f"trainer {name}").format_help()
+    assert kind.examples and text.index("examples:") < text.index(kind.__doc__.splitlines()[0])
+    for words in kind.examples:
+        assert f"  trainer {name} {words}".rstrip() + "\n" in text
+        given = shlex.split(words)
+        read_options(kind, [str(ROOT / word) if word.startswith("trainer/presets") else word for word in given], name)
 
 
 def test_harivo_is_one_option():

@@ -14,11 +14,12 @@ from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, R
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.clips.batches import Plan, TrainingClip, batch_for
 from stillmotion.trainer.losses.objective import Objective
-from stillmotion.trainer.run.checkpoints import keep_latest, read_state, restore, save_state, saved_states, state_of
+from stillmotion.trainer.run.checkpoints import keep_latest, read_state, restore, save_state, state_of
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.loop import start_training, train, update
 from stillmotion.trainer.run.optimiser import Schedule
 from stillmotion.trainer.run.requests import Requests
+from stillmotion.trainer.run.saves import saved_states
 
 CONFIG = InflationConfig(Temporal(), CrossFrames(), Recurrence(), Queries(4))
 
@@ -88,7 +89,8 @@ def write_base_and_clips(folder, count=3):
 def words(place, command, output, *more, videos="clips"):
     """A command on that base and these clips."""
     paths = {"--videos": videos, "--base": "base", "--cache": "cache", "--output": output}
-    return [command, *(word for flag, name in paths.items() for word in (flag, str(place / name))), *more]
+    given = (word for flag, name in paths.items() for word in (flag, str(place / name)))
+    return [command, *given, "--install", "no", *more]
 
 
 def tiny_model(config=CONFIG, checkpointing=False):

@@ -21,6 +21,7 @@ from .ldm_checkpoint import LATENT_SCALE, fill, text_encoder_weights
 from .tensors import Tensors, one_sentence, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
+Read = Callable[[Path], Tensors]
 
 SENTENCE = "a photograph of an astronaut riding a horse on the moon, 35mm"
 SENTENCE_IDS = [49406, 320, 8853, 539, 550, 18376, 6765, 320, 4558, 525, 518, 3293, 267, 274, 276, 2848, 49407]
@@ -40,11 +41,14 @@ class Parts(NamedTuple):
     schedule: dict
 
 
-def read_folder(path: Path, dtype: torch.dtype, check: Callable[[UNet2DConditionModel], None]) -> Parts:
+def read_folder(
+    path: Path, dtype: torch.dtype, check: Callable[[UNet2DConditionModel], None], read: Read = read_tensors
+) -> Parts:
     """Return the parts of a folder as diffusers writes them.
 
     Args:
         check: refuses a U-Net of another family, before the other parts are read.
+        read: gives the tensors of a file.
 
     Raises:
         ValueError: in a phrase, what is missing, damaged or of another model.
@@ -54,11 +58,11 @@ def read_folder(path: Path, dtype: torch.dtype, check: Callable[[UNet2DCondition
         raise ValueError(f"a diffusers model has a folder {missing[0]}, and this one has none")
     schedule = schedule_of(path)
     vae_class = autoencoder_class(path / "vae" / "config.json")
-    unet = _part(path / "unet", UNet2DConditionModel.from_config, "U-Net", dtype)
+    unet = _part(path / "unet", UNet2DConditionModel.from_config, "U-Net", dtype, read)
     check(unet)
-    vae = _part(path / "vae", vae_class.from_config, "autoencoder", dtype)
+    vae = _part(path / "vae", vae_class.from_config, "autoencoder", dtype, read)
     check_autoencoder(vae)
-    text_encoder = _part(path / "text_encoder", _text_encoder, "CLIP text encoder", dtype)
+    text_encoder = _part(path / "text_encoder", _text_encoder, "CLIP text encoder", dtype, read)
     if text_encoder.config.hidden_size != unet.config.cross_attention_dim:
         raise ValueError(
             f"its text encoder is {text_encoder.config.hidden_size} wide and its U-Net reads text"
@@ -67,11 +71,11 @@ def read_folder(path: Path, dtype: torch.dtype, check: Callable[[UNet2DCondition
     return Parts(unet, text_encoder, read_tokenizer(path / "tokenizer", text_encoder), vae, schedule)
 
 
-def _part(folder: Path, build: Callable[[dict], M], name: str, dtype: torch.dtype) -> M:
+def _part(folder: Path, build: Callable[[dict], M], name: str, dtype: torch.dtype, read: Read) -> M:
     """Return a model that is built from a folder's configuration, without memory, and then filled with its weights."""
     config = read_config(folder / "config.json")
     _check_settings(f"{folder.name}/config.json", config)
-    tensors = _weights(folder)
+    tensors = part_tensors(folder, read)
     # the libraries check settings with errors that are nothing but an Exception
     with one_sentence(f"{folder.name}/config.json describes no {name}", (Exception,)):
         with init_empty_weights(include_buffers=False):
@@ -100,7 +104,7 @@ def _numbers(value: object) -> Iterator[float]:
         yield value
 
 
-def _weights(folder: Path) -> Tensors:
+def part_tensors(folder: Path, read: Read) -> Tensors:
     """Return the tensors of a part, of whichever of the names that diffusers and transformers give their files."""
     stems = "diffusion_pytorch_model", "model", "pytorch_model"
     endings = ".safetensors", ".fp16.safetensors", ".non_ema.safetensors", ".bin", ".fp16.bin"
@@ -109,7 +113,7 @@ def _weights(folder: Path) -> Tensors:
     if found is None:
         raise ValueError(f"its folder {folder.name} holds no weights, as diffusion_pytorch_model.safetensors")
     try:
-        return read_tensors(found)
+        return read(found)
     except ValueError as error:
         raise ValueError(f"{folder.name}/{found.name}: {error}") from error
 

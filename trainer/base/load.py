@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -17,9 +17,10 @@ from ...networks.recognise import kind_of_names
 from ...networks.shown import LONGEST
 from ...networks.sites import FAMILY_OF_CONTEXT
 from ...networks.tensor_file import is_finite
-from .folder import check_autoencoder, read_folder
+from ...samplers.schedules import Prediction
+from .folder import Read, check_autoencoder, read_folder
 from .ldm_checkpoint import autoencoder_from_ldm, checkpoint_parts, text_encoder_from_ldm, unet_from_ldm
-from .tensors import STRANGE, one_sentence, read_tensors, told
+from .tensors import STRANGE, one_sentence, read_outlines, read_tensors, told
 from .tokenizer import clip_tokenizer
 
 log = logging.getLogger("stillmotion")
@@ -54,16 +55,43 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:
         FileNotFoundError: there is nothing at `path`.
         ValueError: what is there is damaged, no Stable Diffusion model, or one of another family.
     """
-    path = Path(path)
-    check_exists(path)
-    try:
-        base = _from_folder(path, dtype) if path.is_dir() else _from_file(path, dtype)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used as a base: {told(error, LONGEST)}") from error
+    base = _read(path, dtype, read_tensors)
     for name, part in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("autoencoder", base.vae)):
         check_finite(path, name, part)
         part.eval().requires_grad_(False)
     return base
+
+
+def check_base(path: Path) -> None:
+    """Hold a base to all that `load_base` and training ask of it but its numbers, by the headers of its files alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `load_base` and `check_trainable`.
+    """
+    check_trainable(path, _read(path, torch.float32, read_outlines))
+
+
+def _read(path: Path, dtype: torch.dtype, read: Read) -> Base:
+    path = Path(path)
+    check_exists(path)
+    try:
+        return _from_folder(path, dtype, read) if path.is_dir() else _from_file(path, dtype, read)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used as a base: {told(error, LONGEST)}") from error
+
+
+def check_trainable(path: Path, base: Base) -> None:
+    """Raise ValueError where a base's prediction and schedule are none that the losses are made for."""
+    if base.schedule != "scaled_linear" or base.prediction not in get_args(Prediction):
+        raise ValueError(
+            f"{path} predicts {base.prediction} on the schedule {base.schedule}; training knows epsilon and"
+            " v_prediction on scaled_linear, as Stable Diffusion has them"
+        )
+    if base.zero_snr and base.prediction == "epsilon":
+        raise ValueError(
+            f"{path} predicts epsilon on a schedule with zero terminal SNR, where nothing can be learnt from it; such"
+            " models predict the velocity: mend prediction_type in its scheduler_config.json"
+        )
 
 
 def check_exists(path: Path) -> None:
@@ -89,13 +117,13 @@ def check_family(unet: UNet2DConditionModel) -> None:
         raise ValueError(f"its U-Net takes {channels} channels, as for inpainting; give a text-to-image model, with 4")
 
 
-def _from_folder(path: Path, dtype: torch.dtype) -> Base:
-    unet, text_encoder, tokenizer, vae, schedule = read_folder(path, dtype, check_family)
+def _from_folder(path: Path, dtype: torch.dtype, read: Read) -> Base:
+    unet, text_encoder, tokenizer, vae, schedule = read_folder(path, dtype, check_family, read)
     return Base(unet, text_encoder, tokenizer, vae, **schedule)
 
 
-def _from_file(path: Path, dtype: torch.dtype) -> Base:
-    tensors = read_tensors(path)
+def _from_file(path: Path, dtype: torch.dtype, read: Read) -> Base:
+    tensors = read(path)
     unet_tensors, text_tensors, vae_tensors = (
         {name: tensor.to(dtype) for name, tensor in part.items()} for part in checkpoint_parts(tensors)
     )

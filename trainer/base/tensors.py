@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from ...networks.recognise import NEEDED, is_pickled, kind_of_bytes
 from ...networks.shown import shown
-from ...networks.tensor_file import header_length, read_header
+from ...networks.tensor_file import KINDS, header_length, read_header, tensors_in
 
 Tensors = dict[str, Tensor]
 
@@ -52,18 +54,51 @@ def read_tensors(path: Path) -> Tensors:
     Raises:
         ValueError: the file is damaged, or holds pickled objects that are no tensors, or is of another kind.
     """
+
+    def read_safetensors(file: BinaryIO) -> Tensors:
+        read_header(file)
+        return load_file(path)
+
+    return _read(path, read_safetensors, _read_pickled)
+
+
+def read_outlines(path: Path) -> Tensors:
+    """Return the tensors of a checkpoint file with their shapes and types and without data, on the device "meta".
+
+    A look at a header, however large the file is. Single numbers are read from safetensors, since they say how a model
+    is to be run.
+
+    Raises:
+        ValueError: as of `read_tensors`, but for damage behind the header; also of pickles from before torch 1.6.
+    """
+    return _read(path, _safetensors_outlines, _pickled_outlines)
+
+
+def _read(
+    path: Path, read_safetensors: Callable[[BinaryIO], Tensors], read_pickled: Callable[[Path], Tensors]
+) -> Tensors:
+    """Read a file by the way that its bytes ask for."""
     if not path.is_file():
         raise ValueError("it cannot be read: it is no file")
     with open(path, "rb") as file:
         start = file.read(NEEDED)
         if header_length(start) is not None:
             with one_sentence("it cannot be read, for it is damaged"):
-                read_header(file)
-                return load_file(path)
+                return read_safetensors(file)
     if is_pickled(start):
-        return _read_pickled(path)
+        return read_pickled(path)
     kind = kind_of_bytes(start)
     raise ValueError(f"it cannot be read: it is {kind}" if kind else f"it cannot be read: it begins with {start[:8]!r}")
+
+
+def _safetensors_outlines(file: BinaryIO) -> Tensors:
+    header = read_header(file)
+    numbers = [name for name, entry in header.tensors.items() if prod(entry.shape) == 1]
+    outlines = {
+        name: torch.empty(entry.shape, dtype=KINDS.get(entry.kind), device="meta")
+        for name, entry in header.tensors.items()
+    }
+    return outlines | dict(tensors_in(file, header, numbers))
 
 
 def is_pickled_file(path: Path) -> bool:
@@ -76,28 +111,38 @@ def is_pickled_file(path: Path) -> bool:
 
 
 def _read_pickled(path: Path) -> Tensors:
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _check_archive(path)
+    # mapped, as safetensors are: what is not looked at takes no memory; torch's older files cannot be
+    tensors = _tensors_of(_unpickled(path, map_location="cpu", mmap=is_archive))
+    _check_sizes(tensors, path.stat().st_size)
+    return tensors
+
+
+def _pickled_outlines(path: Path) -> Tensors:
+    if not zipfile.is_zipfile(path):  # torch would read all of it
+        raise ValueError("it cannot be looked into: it is pickled as torch did before 1.6, or damaged")
+    return _tensors_of(_unpickled(path, map_location="meta"))
+
+
+def _unpickled(path: Path, **how) -> object:
+    """Open a file by torch's reader for tensors only."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < MENDED:
         raise ValueError(
             f"it is pickled, and torch {torch.__version__} may run what is in such files (CVE-2026-24747): install"
             f" torch {'.'.join(map(str, MENDED))} or newer, or give a .safetensors file"
         )
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        _check_archive(path)
     try:
         with one_sentence("it cannot be read, for it is damaged or no checkpoint"):
-            # mapped, as safetensors are: what is not looked at takes no memory; torch's older files cannot be
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+            return torch.load(path, weights_only=True, **how)
     except ValueError as error:
         if isinstance(error.__cause__, pickle.UnpicklingError):
             raise ValueError(
                 "it cannot be read: it is damaged, or holds code beside tensors and is not to be trusted"
             ) from error
         raise
-    tensors = _tensors_of(loaded)
-    _check_sizes(tensors, path.stat().st_size)
-    return tensors
 
 
 def _check_archive(path: Path) -> None:

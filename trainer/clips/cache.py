@@ -20,7 +20,8 @@ from tqdm import tqdm
 from ...networks.atomic import write_bytes
 from ..base.features import FeatureModel
 from ..base.load import encode_captions, encode_frames
-from .frames import CHUNK, Frames
+from ..show.progress import working
+from .frames import Frames
 from .kinds import picture_files
 from .shot import ClipError
 from .source import Source
@@ -118,8 +119,13 @@ def encode_clip(source: Source, fps: float, size: tuple[int, int], vae: nn.Modul
 def encode_clip_frames(chunks: Iterable[np.ndarray], vae: nn.Module, encode: Callable, name: str = "") -> Tensor:
     """Encode frames uint8 (a few, height, width, 3) as they come, so that no clip is in memory as pixels."""
     weight = next(vae.parameters())
-    progress = tqdm(chunks, desc=f"encoding {name}", unit_scale=CHUNK, unit=" frames", leave=False, delay=1)
-    return joined(encode(vae, to_network(chunk).to(weight)).cpu() for chunk in progress)
+    with working(f"encoding {name}", unit="frame") as bar:
+        return joined(_counted(encode(vae, to_network(chunk).to(weight)).cpu(), bar) for chunk in chunks)
+
+
+def _counted(part: Tensor, bar: tqdm) -> Tensor:
+    bar.update(len(part))
+    return part
 
 
 def joined(parts: Iterable[Tensor]) -> Tensor:

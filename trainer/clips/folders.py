@@ -10,7 +10,7 @@ from pathlib import Path
 from ...networks.shown import shown
 from .captions import clip_key, read_caption
 from .kinds import STILLS, WORDS, is_clip, is_output, picture_files, visible
-from .source import Source, is_text
+from .source import NO_CAPTION, Source, is_text
 
 log = logging.getLogger("stillmotion")
 
@@ -147,7 +147,7 @@ def captioned(clips: Iterable[Path], words: dict[str, list[Path]], root: Path, c
 def source_of(clip: Path, name: str, files: list[Path], root: Path) -> Source:
     if not files:
         text_file = clip.name if clip.is_dir() else clip.stem
-        return Source(clip, name, problem=f"no caption: write {text_file}.txt beside it, or give --caption")
+        return Source(clip, name, problem=f"{NO_CAPTION}: write {text_file}.txt beside it, or give --caption")
     try:
         texts = {read_caption(file, name_in(file, root)) for file in files}
     except ValueError as error:

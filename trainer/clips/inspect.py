@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ...networks.shown import shown
 from ...samplers.measures import STILL
 from ..show.pictures import Motion, MotionMeter, contact_sheet
+from ..show.progress import counted, working
 from .frames import Frames, fit, too_short
 from .shards import opened
 from .shot import ClipError
-from .source import ClipFormat, Source
+from .source import NO_CAPTION, ClipFormat, Source
 
 log = logging.getLogger("stillmotion")
 
@@ -52,7 +52,9 @@ def inspect_clips(
     Args:
         remark: what is worth knowing of a caption, or nothing.
     """
-    return [report(source, form, remark) for source in tqdm(sources, desc="reading clips", unit="clip", leave=False)]
+    sources = list(sources)
+    with working("reading clips", len(sources), "clip") as bar:
+        return [report(source, form, remark) for source in counted(sources, bar)]
 
 
 def report(source: Source, form: ClipFormat, remark: Callable[[str], str]) -> ClipReport:
@@ -82,6 +84,19 @@ def inspect(source: Source, form: ClipFormat) -> ClipReport:
     return ClipReport(source, problem, notes, read.count, shots.seconds, read.native_fps, shots.size, motion, window)
 
 
+def refuse_without_captions(problems: Sequence[str | None]) -> None:
+    """Raise ValueError, with the shortest thing that helps, where all clips lack captions.
+
+    Args:
+        problems: of each clip.
+    """
+    if problems and all(problem and problem.startswith(NO_CAPTION) for problem in problems):
+        raise ValueError(
+            f"None of the {len(problems)} clips has a caption: say once for all what is to be seen in them, as in"
+            ' --caption "a man playing the guitar", or write what is in clip.mp4 into clip.txt beside it, for each'
+        )
+
+
 def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
     """Return the sources of the clips that can be used.
 
@@ -92,6 +107,7 @@ def usable_clips(reports: list[ClipReport], skip_bad: bool) -> list[Source]:
     good = [report.source for report in reports if not report.problem]
     bad, count = named([report for report in reports if report.problem]), len(reports) - len(good)
     if not good:
+        refuse_without_captions([report.problem for report in reports])
         raise ValueError(f"None of the {len(reports)} clips can be used: {bad}")
     if bad and not skip_bad:
         raise ValueError(

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+NO_CAPTION = "no caption"
+"""How the problem begins of a clip that lacks one."""
+
 
 @dataclass(frozen=True)
 class Source:

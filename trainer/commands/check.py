@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from ...networks.shown import shown
+from ..base.auto import resolve_base
+from ..base.comfyui import find_comfyuis
 from ..base.features import feature_model
 from ..base.load import load_base
 from ..base.tokenizer import clip_tokenizer
@@ -37,7 +39,8 @@ def check(options: CheckOptions) -> None:
     print(f"what training sees of them: {sheet}")
     good = usable_clips(reports, options.skip_bad)
     if options.base:
-        print_factors(good, measured(good, options.base, options.features, form, options.cache))
+        base = resolve_base(options.base, find_comfyuis())
+        print_factors(good, measured(good, base, options.features, form, options.cache))
 
 
 def measured(sources: list[Source], base_path: Path, features: Path, form: ClipFormat, cache: Path) -> list[Factors]:

@@ -17,7 +17,7 @@ from ..options import ConditionOptions
 from ..run.architecture import check_frames, inflation_config
 from ..run.export import fresh_inflation
 from ..run.known_tasks import decoupling_for, with_tasks
-from ..run.run import plan_of, train_and_export
+from ..run.run import plan_of, rehearse, train_and_export
 from ..run.session import begin, load_image_model
 from ..run.training_set import looked_at, streamed_clips
 from ..run.warm_start import take_over
@@ -33,14 +33,16 @@ def condition(options: ConditionOptions) -> None:
     session = begin(options)
     found = read_motion_module(options.init) if options.init else None
     shards = shards_of(options.videos, options.caption)
-    reports = looked_at(options, shards)
-    base = load_image_model(options.base)
+    reports = looked_at(session, shards)
+    base = load_image_model(session)
     structure = structure_of(base.unet)
     start = starting_inflation(options, found, structure)
     decoupling = decoupling_for(start.config)
     check_frames(options, start.config, structure)
-    clips = with_tasks(session, streamed_clips(session, shards, reports, base), options.shares, base.vae)
     plan = plan_of(session, base, schedule=schedule_of(options, found, base.schedule))
+    if options.dry_run:
+        return rehearse(session, base, start, plan, decoupling)
+    clips = with_tasks(session, streamed_clips(session, shards, reports, base), options.shares, base.vae)
     train_and_export(session, base, clips, start, plan, decoupling)
 
 

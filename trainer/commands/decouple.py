@@ -16,7 +16,7 @@ from ..losses.decoupling import Decoupling, measured
 from ..options import DecoupleOptions
 from ..run.architecture import check_frames, decoupled, inflation_config
 from ..run.known_tasks import with_tasks
-from ..run.run import plan_of, train_and_export
+from ..run.run import plan_of, rehearse, train_and_export
 from ..run.session import begin, load_image_model
 from ..run.training_set import Pictures, TrainingSet, looked_at, streamed_clips
 from ..run.warm_start import starting_inflation
@@ -36,19 +36,22 @@ def decouple(options: DecoupleOptions, decoupling: Decoupling | None = None) -> 
     session = begin(options)
     look = feature_model(options.features)
     shards, stills = shards_of(options.videos, options.caption), pictures_of(options)
-    reports = looked_at(options, shards)
-    base = load_image_model(options.base)
+    reports = looked_at(session, shards)
+    base = load_image_model(session)
     structure = structure_of(base.unet)
     features = look.name if look else str(LATENT)
     config = decoupled(inflation_config(options, options.frames, structure), options, features)
     config = with_condition(config) if options.condition else config
     start = starting_inflation(options, config, structure, options.seed)
     check_frames(options, start.config, structure)
+    plan = plan_of(session, base, schedule=options.schedule, offset_noise=options.offset_noise)
+    decoupling = decoupling or decoupling_of(options)
+    if options.dry_run:
+        return rehearse(session, base, start, plan, decoupling)
     clips = streamed_clips(session, shards, reports, base, pictures=stills, look=look, most_measured=MEASURED)
     clips = with_factors(clips, options)
     clips = with_tasks(session, clips, options.shares, base.vae) if options.condition else clips
-    plan = plan_of(session, base, schedule=options.schedule, offset_noise=options.offset_noise)
-    train_and_export(session, base, clips, start, plan, decoupling or decoupling_of(options))
+    train_and_export(session, base, clips, start, plan, decoupling)
 
 
 def decoupling_of(options: DecoupleOptions) -> Decoupling:

@@ -11,8 +11,9 @@ from PIL import Image
 from ..base.load import load_base
 from ..options import DemoOptions, FewShotOptions, ToyOptions
 from ..run.compare import Sample, sample_with
+from ..run.install import NO
 from ..run.lock import locked
-from ..run.milestones import saves_of
+from ..run.saves import saves_of
 from ..show.pictures import contact_sheet, write_mp4, write_webp
 from ..toy.drawing import draw_clip, split_scenes
 from .fewshot import fewshot
@@ -80,6 +81,7 @@ def learn(options: DemoOptions, base: Path, clips: Path) -> Path:
         guidance=GUIDANCE,
         seed=options.seed,
         cache=options.output / "cache",
+        install=NO,  # it fits no base that ComfyUI has
     )
     fewshot(chosen.model_copy(update={"resume": saves_of(chosen).is_dir()}))
     return run / f"{options.motion}.safetensors"

@@ -7,11 +7,11 @@ import logging
 from ...networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
 from ..base.host import structure_of
 from ..clips.find import find_clips
-from ..clips.inspect import inspect_clips, table, usable_clips
+from ..clips.inspect import inspect_clips, refuse_without_captions, table, usable_clips
 from ..options import FewShotOptions
 from ..run.export import fresh_inflation
-from ..run.run import plan_of, train_and_export
-from ..run.session import begin, load_image_model
+from ..run.run import plan_of, rehearse, train_and_export
+from ..run.session import Stage, begin, load_image_model
 from ..run.training_set import clips_in_memory, form_of
 
 log = logging.getLogger("stillmotion")
@@ -20,13 +20,19 @@ log = logging.getLogger("stillmotion")
 def fewshot(options: FewShotOptions) -> None:
     """Learn one motion from a handful of clips."""
     session = begin(options)
-    reports = inspect_clips(find_clips(options.videos, options.caption), form_of(options))
+    session.enter(Stage.CLIPS)
+    sources = find_clips(options.videos, options.caption)
+    refuse_without_captions([source.problem for source in sources])
+    reports = inspect_clips(sources, form_of(options))
     log.info("%s", table(reports))
     usable_clips(reports, options.skip_bad)
-    base = load_image_model(options.base)
-    clips = clips_in_memory(session, reports, base, options.first_frame)
+    base = load_image_model(session)
     start = fresh_inflation(inflation_config(options), structure_of(base.unet), options.seed)
-    train_and_export(session, base, clips, start, plan_of(session, base, first_frame=options.first_frame))
+    plan = plan_of(session, base, first_frame=options.first_frame)
+    if options.dry_run:
+        return rehearse(session, base, start, plan)
+    clips = clips_in_memory(session, reports, base, options.first_frame)
+    train_and_export(session, base, clips, start, plan)
 
 
 def inflation_config(options: FewShotOptions) -> InflationConfig:

@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from ..config import Options, Size
 
+COMMON = "videos", "caption", "base", "output", "size", "frames", "fps", "steps", "dry_run"
+"""Options of commands that train which most people set."""
+
 LARGEST_SEED = 2**63 - 1  # torch takes twice that, and what is drawn for one seed may use others near it
 
 
@@ -44,7 +47,13 @@ class ClipOptions(Options):
 class BaseOptions(Options):
     group: ClassVar[str] = "model"
 
-    base: Annotated[Path, Field(description="SD1.5-family model: a diffusers folder, a .safetensors or .ckpt file")]
+    base: Annotated[
+        Path,
+        Field(
+            description="SD1.5-family model: a diffusers folder, a .safetensors or .ckpt file, or its name in ComfyUI;"
+            " auto: the best in ComfyUI's folders and the Hugging Face cache"
+        ),
+    ] = Path("auto")
 
 
 class OptimizationOptions(Options):
@@ -124,6 +133,16 @@ class RuntimeOptions(Options):
         "runs/motion"
     )
     resume: Annotated[bool, Field(description="go on from the last training checkpoint in the output folder")] = False
+    dry_run: Annotated[
+        bool, Field(description="say what would be trained, on which base, in how much memory and time; write nothing")
+    ] = False
+    install: Annotated[
+        Path,
+        Field(
+            description="ComfyUI's folder that motion file and workflow are copied into at the end; auto: the one that"
+            " is found; no: none"
+        ),
+    ] = Path("auto")
     save_every: Annotated[int, Field(ge=1, description="steps between training checkpoints")] = 250
     keep: Annotated[int, Field(ge=1, description="training checkpoints that are kept")] = 3
     deterministic: Annotated[

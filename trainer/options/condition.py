@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from .common import COMMON
 from .inflate import InflationOptions, VideoOptions
 
 
@@ -17,6 +18,11 @@ class ConditionOptions(VideoOptions):
     """
 
     group: ClassVar[str] = "model"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--videos ./clips --init motion.safetensors",
+        "--videos ./clips --init mm_sd_v15_v3.safetensors --inpaint 1 --text-to-video 0",
+    )
+    common: ClassVar[tuple[str, ...]] = (*COMMON, "init", "resume")
 
     preset: Annotated[
         Literal["animatediff", "lumiere", "harivo", "lumiere-harivo", "higen"],

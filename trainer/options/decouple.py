@@ -86,6 +86,10 @@ class DecoupleOptions(DecouplingOptions, SpatialOptions, InflateOptions):
     """
 
     group: ClassVar[str] = "model"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--videos ./clips --config trainer/presets/higen-16gb.toml",
+        '--videos "shards/{000..123}.tar" --spatial lora --images ./pictures',
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {**InflateOptions.presets, "higen_full": HIGEN_FULL}
 
     preset: Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .common import TrainOptions
+from .common import COMMON, TrainOptions
 
 
 class FewShotOptions(TrainOptions):
@@ -15,6 +15,12 @@ class FewShotOptions(TrainOptions):
     """
 
     group: ClassVar[str] = "model"
+    examples: ClassVar[tuple[str, ...]] = (
+        '--videos ./clips --caption "a man playing the guitar"',
+        "--videos ./clips --dry-run",
+        "--videos ./clips --base sd15.safetensors --size 384x256 --steps 1000 --output runs/guitar",
+    )
+    common: ClassVar[tuple[str, ...]] = (*COMMON, "resume")
     renamed: ClassVar[dict[str, str]] = {"memory": "recurrence"}
 
     steps: Annotated[int, Field(ge=1, description="optimizer steps; the paper took up to 16000")] = 2000

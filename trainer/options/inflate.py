@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Options, Size
-from .common import TrainOptions
+from .common import COMMON, TrainOptions
 
 
 class LossOptions(Options):
@@ -201,3 +201,9 @@ class InflateOptions(VideoOptions, ConditionOption):
     """
 
     group: ClassVar[str] = "model"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--videos ./clips --config trainer/presets/inflate-24gb.toml",
+        '--videos "shards/{000..123}.tar" --base sd15.safetensors --preset harivo',
+        "--videos ./clips --init mm_sd_v15_v2.safetensors --preset animatediff --schedule linear",
+    )
+    common: ClassVar[tuple[str, ...]] = (*COMMON, "preset", "init", "resume")

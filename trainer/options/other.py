@@ -1,7 +1,7 @@
 """The options of commands that train no motion: check, toy, demo, convert."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,11 +14,14 @@ Overwrite = Annotated[bool, Field(description="replace files that are there alre
 class CheckOptions(ClipOptions):
     """Report which clips training would use, and why others cannot be."""
 
+    examples: ClassVar[tuple[str, ...]] = ("--videos ./clips", "--videos ./clips --size 384x256 --frames 24")
+    common: ClassVar[tuple[str, ...]] = "videos", "caption", "size", "frames", "fps", "output"
+
     first: Annotated[int, Field(ge=1, description="so many clips of the set, from its first on, are looked at")] = 256
     output: Annotated[Path, Field(description="folder for the contact sheet")] = Path("check")
     base: Annotated[
         Path | None,
-        Field(description="SD1.5-family model whose autoencoder HiGen's factors are measured with; none: they are not"),
+        Field(description="SD1.5-family model, or auto, on whose VAE HiGen's factors are measured; none: they are not"),
     ] = None
     features: Annotated[
         Path, Field(description="folder of DINOv2 or CLIP for the appearance factor, or latent; with --base")
@@ -28,6 +31,8 @@ class CheckOptions(ClipOptions):
 
 class ToyOptions(Options):
     """Make a small Stable Diffusion checkpoint to learn and test with."""
+
+    examples: ClassVar[tuple[str, ...]] = ("", "--output small.safetensors --unet small --steps 600")
 
     output: Annotated[Path, Field(description="the checkpoint to write; its contact sheet goes beside it")] = Path(
         "toy.safetensors"
@@ -50,6 +55,8 @@ class DemoOptions(Options):
     on after the last part that was finished, and after the last save of the motion.
     """
 
+    examples: ClassVar[tuple[str, ...]] = ("", "--motion orbit --output demo-orbit --base demo/base.safetensors")
+
     output: Annotated[Path, Field(description="folder for everything")] = Path("demo")
     motion: Annotated[Literal["swing", "grow", "orbit"], Field(description="what the drawn shapes do")] = "swing"
     base: Annotated[Path | None, Field(description="a base made before by `toy`; none: one is made now")] = None
@@ -65,6 +72,12 @@ class ConvertOptions(Options):
     and HiGen's release (.pth), which is an image model as well: that becomes a file of its own. With --to motion-lora
     the input is a motion LoRA, which is written as ComfyUI reads it.
     """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "--input mm_sd_v15_v2.ckpt --output mm_sd_v15_v2.safetensors",
+        "--input motion.safetensors --to animatediff --output for_animatediff.safetensors",
+        "--input motion.safetensors --to motion-adapter --output adapter",
+    )
 
     input: Annotated[Path, Field(description="motion module, folder of a MotionAdapter, motion file, HiGen's release")]
     to: Annotated[

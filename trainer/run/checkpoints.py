@@ -91,11 +91,6 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
-def saved_states(folder: Path) -> list[Path]:
-    """Return the saves in a run's folder, oldest first."""
-    return sorted(folder.glob("state-*.pt"))
-
-
 def read_state(path: Path) -> dict:
     """Return a saved state, tensors on the CPU.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import weakref
@@ -15,12 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from tqdm import tqdm
 
 from ..base.host import InflatedUNet
 from ..clips.batches import Batch
 from ..losses.objective import Objective
-from .loop import weights_of
+from ..options import TrainOptions
+from ..show.progress import working
+from .loop import Training, backward, weights_of
 from .optimiser import in_eight_bits
+
+log = logging.getLogger("stillmotion")
 
 GIB = 2**30
 
@@ -112,7 +118,7 @@ def measure_activations(
     step has. What the objective remembers of earlier steps, a resumed run's, has data.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, shapes_only(objective, fake):
-        batch = fake_batch(objective.network, rows, cells)
+        batch = blank_batch(objective.network, rows, cells)
         for parameter in objective.parameters():
             if accumulating and parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
@@ -148,7 +154,9 @@ def shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, requires_grad=tensor.requires_grad)
 
 
-def fake_batch(network: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int]) -> Batch:
+def blank_batch(network: InflatedUNet, rows: tuple[int, int], cells: tuple[int, int]) -> Batch:
+    """Return a batch of a shape, (clips, frames) of cells (width, height), on the network's device; there is nothing in
+    it."""
     (clips, frames), device = rows, next(network.parameters()).device
     latents = torch.zeros(clips * frames, 4, cells[1], cells[0], device=device)
     timesteps = torch.zeros(clips * frames, dtype=torch.long, device=device)
@@ -184,6 +192,47 @@ class LiveBytes(TorchDispatchMode):
     def _change(self, size: int) -> None:
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> None:
+    """Log the memory a step will take before the first one runs, then how long it took and the run will take.
+
+    Raises:
+        ValueError: the step did not fit into the GPU's memory.
+    """
+    accelerator, plan = training.accelerator, training.plan
+    with working("estimating the memory of a step"):
+        memory = estimate_memory(
+            training.objective,
+            (options.batch_size, plan.frames),
+            plan.cells,
+            ema=options.ema is not None,
+            eight_bit=options.eight_bit,
+            accumulation=options.accumulation,
+        )
+    log.info("Memory of a step, estimated: %s", memory)
+    free = free_memory(accelerator.device)
+    on_device = memory.frozen + memory.trained + memory.ema + (memory.optimizer if training.step else 0)
+    hint = free and advice(memory, free + on_device, checkpointing=options.checkpointing, precision=options.precision)
+    if hint:
+        log.warning("%s", hint)
+
+    def timed(step: int) -> float:
+        return time_step(lambda: backward(training, batch, step).total, 2 if free else 1)
+
+    try:
+        with working("timing a step"):
+            one = seconds_of_a_step(timed, training.objective.everys)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"A step does not fit into the GPU's memory. {hint or ''}") from error
+    training.optimizer.zero_grad()
+    seconds, left = one * options.accumulation, options.steps - training.step
+    log.info("A step takes %.2f s: %d steps about %s.", seconds, left, tqdm.format_interval(left * seconds))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return bytes that are free on a GPU; unknown elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def time_step(step: Callable[[], Tensor], repeats: int = 2) -> float:

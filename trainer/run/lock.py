@@ -36,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def check_unlocked(folder: Path) -> None:
     """Raise ValueError where another run is in a folder: commands ask before they read their clips."""
-    if folder.is_dir():
+    if (folder / LOCK).is_file():
         with locked(folder):
             pass
 

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from ...networks.inflation import Inflation
 from ..base.division import prepare, reduce_unsharded
 from ..clips.batches import Batch, Plan
 from ..losses.objective import Losses, Objective
+from ..show.progress import working
 from .optimiser import Schedule, check_finite, make_ema, make_optimizer, set_learning_rate
 from .requests import NOTHING, STOP, Requests
 
@@ -148,7 +148,8 @@ def train(
         after_step: is told of every step, and whether a save was asked for (a stop is one, too).
         position: how far this process is in its streams.
     """
-    with progress_bar(training) as bar:
+    hidden = not training.accelerator.is_main_process
+    with working("training", training.schedule.steps, "step", initial=training.step, leave=True, hidden=hidden) as bar:
         for step in range(training.step + 1, training.schedule.steps + 1):
             began = time.perf_counter()
             done = update(training, source, step)
@@ -169,11 +170,6 @@ def train(
             if wish == STOP:
                 return False
     return True
-
-
-def progress_bar(training: Training) -> tqdm:
-    hidden = not training.accelerator.is_main_process
-    return tqdm(total=training.schedule.steps, initial=training.step, desc="training", unit="step", disable=hidden)
 
 
 def update(training: Training, source: BatchSource, step: int) -> Stepped:

@@ -16,13 +16,14 @@ from ..base.load import Autoencoder
 from ..clips.batches import Plan, TrainingClip
 from ..clips.known import Known, as_it_is
 from ..options import TrainOptions
-from .checkpoints import keep_latest, save_state, saved_states, state_of
+from .checkpoints import keep_latest, save_state, state_of
 from .export import ema_weights, exported_weights, write_result
 from .held_out import fixed_noise_loss
 from .loop import StepReport, Training
 from .previews import Preview, below_each_other, decode_clip, sample_preview, sample_tasks, side_by_side, write_preview
 from .runlog import RunLog
 from .sample import Sampling
+from .saves import run_name, saves_of
 
 log = logging.getLogger("stillmotion")
 
@@ -109,33 +110,3 @@ def sampling_of(options: TrainOptions, plan: Plan) -> Sampling:
     """Return how previews are sampled: as the workflow will, that a run writes beside its motion file."""
     calmed, model = Mitigation(options.mitigation), (plan.schedule, plan.prediction, plan.zero_snr)
     return Sampling(options.preview_steps, options.guidance, options.guidance_early, calmed, *model)
-
-
-def run_name(options: TrainOptions) -> str:
-    """Name of the motion file: that of the run's folder."""
-    return options.output.resolve().name or "motion"
-
-
-def saves_of(options: TrainOptions) -> Path:
-    return options.output / "saves"
-
-
-def last_save(options: TrainOptions) -> Path | None:
-    """Return the newest save in the run's folder, None where there is nothing to resume.
-
-    Raises:
-        ValueError: there is a run in the folder, and nobody asked to resume it; or it is no folder.
-    """
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"--output is {options.output}, which is a file; give a folder for the run.")
-    found = saved_states(saves_of(options))
-    if found and not options.resume:
-        raise ValueError(f"{options.output} holds a run already: go on with --resume, or choose another --output.")
-    if options.resume and not found:
-        log.warning("%s holds no save yet: the run starts with its first step.", options.output)
-    return found[-1] if found else None
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Return bytes that are free on a GPU; unknown elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

@@ -5,39 +5,42 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...networks.atomic import replacing, write_durably
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo
 from ...networks.tensor_file import write_tensors
+from ..base.auto import listed_name
 from ..base.host import InflatedUNet
 from ..base.load import Base
 from ..base.spatial import Loras, exported
-from ..clips.batches import Batch, Plan
+from ..clips.batches import Plan
 from ..clips.cache import weights_hash
 from ..clips.inspect import ClipReport, write_sheet
 from ..config import as_toml, defaults_of, recorded
 from ..losses.decoupling import Decoupling
 from ..losses.objective import Objective
 from ..options import SpatialOptions, TrainOptions
+from ..show.progress import working
 from .checkpoints import check_same_facts, facts_of, read_state, restore
 from .displacement import report
-from .estimate import advice, estimate_memory, seconds_of_a_step, time_step
+from .estimate import blank_batch, report_estimate
 from .export import exported_weights, library_versions, write_result
+from .install import NO, install
 from .lock import locked
-from .loop import BatchSource, Training, backward, start_training, train
-from .milestones import Milestones, free_memory, run_name
+from .loop import BatchSource, Training, start_training, train
+from .milestones import Milestones
 from .optimiser import Schedule
 from .requests import Requests
 from .runlog import RunLog
-from .session import Session, check_alone
+from .saves import run_name
+from .session import Session, Stage, check_alone
 from .terms import terms_of
 from .training_set import TrainingSet
 from .workflow import write_workflow
@@ -79,10 +82,11 @@ def _train_and_export(
     plan: Plan,
     decoupling: Decoupling | None,
 ) -> None:
-    options, accelerator, base_hash = session.options, session.accelerator, weights_hash(base.unet)
-    network = network_for(options, base, copy.deepcopy(start))
-    objective = Objective(network, plan, terms_of(options, network, plan), decoupling)
-    training = new_training(options, accelerator, objective)
+    session.enter(Stage.ESTIMATE)
+    options, accelerator = session.options, session.accelerator
+    with working("preparing the network"):
+        base_hash = weights_hash(base.unet)
+        training = new_training(session, base, start, plan, decoupling)
     facts = run_facts(options, accelerator, clips.content, base_hash)
     if session.save:
         resume(training, session.save, facts, defaults_of(type(options)))
@@ -91,6 +95,7 @@ def _train_and_export(
     if training.step < options.steps:
         report_estimate(options, training, clips.first_batch(plan, options.batch_size))
 
+    session.enter(Stage.TRAINING)
     if accelerator.is_main_process:
         write_record(options, clips.reports)
     run_log = start_log(options, training, clips.names, clips.held_out)
@@ -150,8 +155,21 @@ def spatial_rates(options: TrainOptions) -> dict[str, float]:
     return {"spatial_rate": options.spatial_lr_mult, "spatial_grad_scale": options.spatial_grad_scale}
 
 
-def new_training(options: TrainOptions, accelerator: Accelerator, objective: Objective) -> Training:
+def rehearse(session: Session, base: Base, start: Inflation, plan: Plan, decoupling: Decoupling | None = None) -> None:
+    """Say how much memory and time a run would take, from a step on noise in place of its clips. Writes nothing."""
+    session.enter(Stage.ESTIMATE)
+    options, training = session.options, new_training(session, base, start, plan, decoupling)
+    rows = options.batch_size, plan.frames
+    report_estimate(options, training, blank_batch(training.objective.network, rows, plan.cells))
+    goes_to = "" if options.install == NO else f", and the motion file into ComfyUI at {options.install}"
+    log.info("A dry run: nothing was written. Without --dry-run the run goes to %s%s.", options.output, goes_to)
+
+
+def new_training(session: Session, base: Base, start: Inflation, plan: Plan, decoupling: Decoupling | None) -> Training:
     """Start a run at step 0."""
+    options, accelerator = session.options, session.accelerator
+    network = network_for(options, base, copy.deepcopy(start))
+    objective = Objective(network, plan, terms_of(options, network, plan), decoupling)
     schedule = Schedule(options.steps, options.learning_rate, options.warm_up, options.final_learning_rate)
     return start_training(
         accelerator,
@@ -178,7 +196,7 @@ def position_here(positions: Sequence[tuple[int, ...]], process: int, processes:
 
 
 FREE_TO_CHANGE = {
-    *("output", "resume", "skip_bad", "cache", "caption", "held_out_every", "save_every", "keep"),
+    *("output", "resume", "dry_run", "install", "skip_bad", "cache", "caption", "held_out_every", "save_every", "keep"),
     *("preview_every", "preview_caption", "preview_steps", "guidance", "accumulation"),
 }
 """Options that a resumed run may have other values of, because they change no weight; of micro-batches the number in a
@@ -202,40 +220,6 @@ def resume(training: Training, save: Path, facts: dict, defaults: dict) -> None:
     check_same_facts(save, facts_of(state), facts, defaults)
     restore(training, state)
     log.info("Going on after step %d of %s.", training.step, save)
-
-
-def report_estimate(options: TrainOptions, training: Training, batch: Batch) -> None:
-    """Log the memory a step will take before the first one runs, then how long it took and the run will take.
-
-    Raises:
-        ValueError: the step did not fit into the GPU's memory.
-    """
-    accelerator, plan = training.accelerator, training.plan
-    memory = estimate_memory(
-        training.objective,
-        (options.batch_size, plan.frames),
-        plan.cells,
-        ema=options.ema is not None,
-        eight_bit=options.eight_bit,
-        accumulation=options.accumulation,
-    )
-    log.info("Memory of a step, estimated: %s", memory)
-    free = free_memory(accelerator.device)
-    on_device = memory.frozen + memory.trained + memory.ema + (memory.optimizer if training.step else 0)
-    hint = free and advice(memory, free + on_device, checkpointing=options.checkpointing, precision=options.precision)
-    if hint:
-        log.warning("%s", hint)
-
-    def timed(step: int) -> float:
-        return time_step(lambda: backward(training, batch, step).total, 2 if free else 1)
-
-    try:
-        one = seconds_of_a_step(timed, training.objective.everys)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(f"A step does not fit into the GPU's memory. {hint or ''}") from error
-    training.optimizer.zero_grad()
-    seconds, left = one * options.accumulation, options.steps - training.step
-    log.info("A step takes %.2f s: %d steps about %s.", seconds, left, tqdm.format_interval(left * seconds))
 
 
 def start_log(options: TrainOptions, training: Training, clips: Sequence[str], held_out: Sequence[str]) -> RunLog:
@@ -301,8 +285,9 @@ def run(
     accelerator = training.accelerator
     check_together(options, training)
     if training.step == 0:
-        milestones.measure()
-    with Requests(options.output) as requests, logging_redirect_tqdm():
+        with working("measuring the loss before the first step"):
+            milestones.measure()
+    with Requests(options.output) as requests:
         finished = train(training, source, requests, milestones.after_step, position)
     if not finished:
         log.info("Stopped after step %d; --resume goes on.", training.step)
@@ -330,15 +315,21 @@ def export(options: TrainOptions, training: Training, milestones: Milestones, st
     if not training.accelerator.is_main_process:
         return
     write_spatial(options, training, spatial)
-    path, workflow = options.output / f"{name}.safetensors", options.output / f"{name}_workflow.json"
+    path = options.output / f"{name}.safetensors"
     write_result(path, tensors, info)
     log.info("Wrote %s; its modules moved from their start by (RMS):", path)
     milestones.run_log.event(
         event="export", step=training.step, **report(tensors, start, training.schedule.path(training.step))
     )
-    base, caption = options.base.absolute(), milestones.preview.caption  # absolute, so that "." has a name
-    write_workflow(workflow, base.name, path.name, info, caption, base_is_folder=base.is_dir())
-    log.info("Put it into ComfyUI's models/stillmotion and open %s there.", workflow)
+    install(options.install, path, partial(workflow_for, options, info, milestones.preview.caption))
+
+
+def workflow_for(options: TrainOptions, info: MotionInfo, caption: str, motion: str) -> Path:
+    """Write the workflow that uses a motion file of this name, and return where it is."""
+    path = options.output / f"{run_name(options)}_workflow.json"
+    base = listed_name(options.base, [] if options.install == NO else [options.install])
+    write_workflow(path, base, motion, info, caption, base_is_folder=options.base.is_dir())
+    return path
 
 
 def write_spatial(options: TrainOptions, training: Training, tensors: dict[str, Tensor]) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
-from tqdm import tqdm
 
 from ...networks.clip import Clip
 from ...samplers.mitigating_gradient import Mitigation, mitigate_latents
 from ...samplers.schedules import BETA_END, BETA_START, NoiseSchedule, Prediction, cfg_at, sigma_at, sigmas_of
 from ..clips.batches import generator_for
+from ..show.progress import counted, working
 
 EARLY = 0.3
 """Share of the schedule, from its noisy end, that `guidance_early` is for (HARIVO, Kwon et al. 2024)."""
@@ -100,13 +100,14 @@ def sample_clip(
     context = torch.stack(captions).to(noise).repeat_interleave(frames, dim=0)
     x = given(noise, first)
     hidden = not progress or how.steps < 5
-    for timestep in tqdm(scheduler.timesteps, desc="sampling", unit="step", leave=False, disable=hidden):
-        rows, sigma = x.repeat(len(captions), 1, 1, 1), sigmas[timestep].item()
-        predicted = model(rows, timestep.to(x.device).expand(len(rows)), context, Clip.of(frames)).float()
-        predicted = guided(predicted, frames, how.guidance_at(sigma, sigmas))
-        if how.mitigation.alpha:
-            predicted = mitigated(predicted, x, sigma, how.mitigation, first)
-        x = given(scheduler.step(predicted, timestep, x).prev_sample, first)
+    with working("sampling", len(scheduler.timesteps), "step", hidden=hidden) as bar:
+        for timestep in counted(scheduler.timesteps, bar):
+            rows, sigma = x.repeat(len(captions), 1, 1, 1), sigmas[timestep].item()
+            predicted = model(rows, timestep.to(x.device).expand(len(rows)), context, Clip.of(frames)).float()
+            predicted = guided(predicted, frames, how.guidance_at(sigma, sigmas))
+            if how.mitigation.alpha:
+                predicted = mitigated(predicted, x, sigma, how.mitigation, first)
+            x = given(scheduler.step(predicted, timestep, x).prev_sample, first)
     return x
 
 

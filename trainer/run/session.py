@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import get_args
 
 from accelerate import Accelerator
 
-from ...samplers.schedules import Prediction
-from ..base.load import Base, check_exists, load_base
+from ..base.auto import AUTO, resolve_base
+from ..base.comfyui import find_comfyuis
+from ..base.load import Base, check_trainable, load_base
 from ..options import TrainOptions
+from ..show.progress import working
+from .install import place_to_install
 from .lock import check_unlocked
-from .milestones import last_save
 from .processes import make_accelerator, resolved_precision
+from .saves import base_of_run, last_save
 
 log = logging.getLogger("stillmotion")
+
+
+class Stage(Enum):
+    """The stages of every command that trains, in their order, as people are told of them."""
+
+    CLIPS = "looking at the clips"
+    BASE = "loading the image model"
+    ENCODING = "encoding the clips"
+    ESTIMATE = "memory and time of a step"
+    TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -32,19 +45,29 @@ class Session:
         """(width, height) of the latents."""
         return self.options.size[0] // 8, self.options.size[1] // 8
 
+    def enter(self, stage: Stage) -> None:
+        """Say which stage begins, and its place among all."""
+        log.info("%d of %d: %s", list(Stage).index(stage) + 1, len(Stage), stage.value)
+
 
 def begin(options: TrainOptions) -> Session:
-    """Check what can be checked at once, and start the processes.
+    """Check what can be checked at once, find what is to be found, and start the processes.
+
+    The options of the session name the base, the ComfyUI and the precision that `auto` stands for.
 
     Raises:
-        FileNotFoundError: the base is not there.
+        FileNotFoundError: the base is not there, or none is found.
         ValueError: the output folder holds a run that nobody asked to resume, another run is in it, or the processes
             cannot work together.
     """
     check_unlocked(options.output)
     save = last_save(options)
-    check_exists(options.base)
-    options = options.model_copy(update={"precision": resolved_precision(options)})
+    base = base_of_run(options) if save and options.base == AUTO else options.base
+    with working("looking for ComfyUI and image models"):
+        comfyuis = find_comfyuis() if not base.exists() or options.install == AUTO else []
+        base, install = resolve_base(base, comfyuis), place_to_install(options.install, comfyuis)
+    found = {"base": base, "install": install, "precision": resolved_precision(options)}
+    options = options.model_copy(update=found)
     return Session(options, make_accelerator(options), save)
 
 
@@ -57,22 +80,15 @@ def check_alone(session: Session) -> None:
         )
 
 
-def load_image_model(path: Path) -> Base:
-    """Load the base, whose prediction and schedule must be ones that the losses are made for.
+def load_image_model(session: Session) -> Base:
+    """Load the session's base, whose prediction and schedule must be ones that the losses are made for.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be used.
     """
-    log.info("Loading %s …", path)
-    base = load_base(path)
-    if base.schedule != "scaled_linear" or base.prediction not in get_args(Prediction):
-        raise ValueError(
-            f"{path} predicts {base.prediction} on the schedule {base.schedule}; training knows epsilon and"
-            " v_prediction on scaled_linear, as Stable Diffusion has them"
-        )
-    if base.zero_snr and base.prediction == "epsilon":
-        raise ValueError(
-            f"{path} predicts epsilon on a schedule with zero terminal SNR, where nothing can be learnt from it; such"
-            " models predict the velocity: mend prediction_type in its scheduler_config.json"
-        )
+    session.enter(Stage.BASE)
+    path = session.options.base
+    with working(f"loading {path.name}"):
+        base = load_base(path)
+    check_trainable(path, base)
     return base

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..base.features import FeatureModel
 from ..base.load import Base, encode_captions, encode_frames
@@ -33,10 +32,11 @@ from ..clips.shards import Shard, set_hash
 from ..clips.stream import ClipStream, Loader, every_usable, first_usable, peek
 from ..clips.words import fitted
 from ..options import TrainOptions
+from ..show.progress import counted, working
 from .held_out import split_held_out
 from .loop import BatchSource
 from .previews import Preview, first_frame_of
-from .session import Session
+from .session import Session, Stage
 
 log = logging.getLogger("stillmotion")
 
@@ -164,12 +164,13 @@ def clips_in_memory(session: Session, reports: list[ClipReport], base: Base, fir
     Raises:
         ValueError: as many are to be held out as there are.
     """
+    session.enter(Stage.ENCODING)
     options, accelerator, encoder = session.options, session.accelerator, encoder_for(session, base)
     sources = [report.source for report in reports if not report.problem]
     load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of)
     with accelerator.main_process_first():  # a clip may have changed since it was looked at
-        progress = tqdm(sources, desc="encoding", unit="clip", disable=not accelerator.is_main_process)
-        clips = every_usable(progress, load, options.skip_bad)
+        with working("encoding", len(sources), "clip", hidden=not accelerator.is_main_process) as bar:
+            clips = every_usable(counted(sources, bar), load, options.skip_bad)
         first = first_frame_of(clips[0], session.cells) if first_frame == "clean" else None
         preview = encoder.preview(prompt_of(options, clips), first)
     encoder.offload()
@@ -190,12 +191,14 @@ def prompt_of(options: TrainOptions, clips: Sequence[TrainingClip]) -> str:
     return clips[0].caption if options.preview_caption is None else options.preview_caption
 
 
-def looked_at(options: TrainOptions, shards: Sequence[Shard]) -> list[ClipReport]:
+def looked_at(session: Session, shards: Sequence[Shard]) -> list[ClipReport]:
     """Report the first clips of a large set, and log them.
 
     Raises:
         ValueError: one of them cannot be used; with --skip-bad a set may be good that begins with bad ones.
     """
+    session.enter(Stage.CLIPS)
+    options = session.options
     reports = peek(shards, LOOKED_AT, form_of(options))
     log.info("%s\nThese are the first of a set in %d parts.", table(reports), len(shards))
     if not options.skip_bad:
@@ -231,6 +234,7 @@ def streamed_clips(
     Raises:
         ValueError: fewer clips can be used than are to be held out.
     """
+    session.enter(Stage.ENCODING)
     options, encoder = session.options, encoder_for(session, base, look)
     load = Loader(options.frames, options.fps, encoder.latents_of, encoder.text_of, look and encoder.features_of)
     with session.accelerator.main_process_first():

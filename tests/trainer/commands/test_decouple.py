@@ -19,9 +19,10 @@ from stillmotion.trainer.base.ldm_names import inverse, layer_names, rename
 from stillmotion.trainer.base.load import load_base
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.run import run as shared_path
-from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
+from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.runlog import read_log
+from stillmotion.trainer.run.saves import saved_states
 from transformers import Dinov2Config, Dinov2Model
 
 NUMBERS = "--size 64x48 --frames 4 --steps 4 --warm-up 1 --learning-rate 1e-3 --ema 0.9 --save-every 2"

@@ -12,7 +12,7 @@ import tiny_run as tiny
 from accelerate.state import AcceleratorState
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.run import run as shared_path
-from stillmotion.trainer.run.checkpoints import saved_states
+from stillmotion.trainer.run.saves import saved_states
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = "-m accelerate.commands.launch --num_processes 2 --main_process_port 0"

@@ -19,12 +19,13 @@ from stillmotion.trainer.base.host import structure_of
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.cache import read_tensor
 from stillmotion.trainer.options import FewShotOptions
-from stillmotion.trainer.run import milestones, run
-from stillmotion.trainer.run.checkpoints import facts_of, read_state, same, saved_states
+from stillmotion.trainer.run import estimate, milestones
+from stillmotion.trainer.run.checkpoints import facts_of, read_state, same
 from stillmotion.trainer.run.estimate import estimate_memory
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.processes import make_accelerator
 from stillmotion.trainer.run.runlog import read_log
+from stillmotion.trainer.run.saves import saved_states
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,7 +63,7 @@ def test_the_memory_estimate_is_of_the_run_that_was_asked_for(place, monkeypatch
         asked.update(options)
         return estimate_memory(*given, **options)
 
-    monkeypatch.setattr(run, "estimate_memory", noted)
+    monkeypatch.setattr(estimate, "estimate_memory", noted)
     assert fewshot(place, "estimated", "--accumulation", "2", "--ema", "none") == 0
     assert asked == {"ema": False, "eight_bit": False, "accumulation": 2}
 
@@ -138,7 +139,7 @@ def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
 
 def test_a_finished_run_is_not_overwritten(place, whole, capsys):
     assert fewshot(place, "whole") == 2
-    assert "holds a run already: go on with --resume" in capsys.readouterr().err
+    assert "holds a run already, and it is finished" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file_is_refused_before_anything_is_read(place, capsys):

@@ -11,9 +11,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from stillmotion.trainer.cli import main
-from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
+from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.processes import this_process
 from stillmotion.trainer.run.runlog import read_log
+from stillmotion.trainer.run.saves import saved_states
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m trainer"

@@ -26,9 +26,10 @@ from stillmotion.trainer.cli import main
 from stillmotion.trainer.losses import denoising as losses
 from stillmotion.trainer.run import run as shared_path
 from stillmotion.trainer.run import sample, session, training_set
-from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
+from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.runlog import read_log
+from stillmotion.trainer.run.saves import saved_states
 from stillmotion.trainer.run.training_set import Encoder
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -17,9 +17,10 @@ from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.stream import ClipStream
 from stillmotion.trainer.run import run as shared_path
 from stillmotion.trainer.run import training_set
-from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
+from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.processes import this_process
 from stillmotion.trainer.run.run import check_together
+from stillmotion.trainer.run.saves import saved_states
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"

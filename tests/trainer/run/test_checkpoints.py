@@ -18,9 +18,9 @@ from stillmotion.trainer.run.checkpoints import (
     restore,
     same,
     save_state,
-    saved_states,
     state_of,
 )
+from stillmotion.trainer.run.saves import saved_states
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 

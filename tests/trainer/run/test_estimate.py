@@ -11,8 +11,8 @@ from stillmotion.trainer.run.estimate import (
     LiveBytes,
     Memory,
     advice,
+    blank_batch,
     estimate_memory,
-    fake_batch,
     measure_activations,
     seconds_of_a_step,
     time_step,
@@ -25,7 +25,7 @@ def tiny_objective(checkpointing=False):
 
 def real_pass(model, rows, cells):
     """Loss of a real forward pass on the inputs that the estimate uses."""
-    return model(fake_batch(model.network, rows, cells), 1).total
+    return model(blank_batch(model.network, rows, cells), 1).total
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -18,9 +18,10 @@ from stillmotion.trainer.cli import main
 from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import FewShotOptions
 from stillmotion.trainer.run import run
-from stillmotion.trainer.run.checkpoints import read_state, same, saved_states
+from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.processes import make_accelerator, this_process
 from stillmotion.trainer.run.runlog import read_log
+from stillmotion.trainer.run.saves import saved_states
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
