@@ -33,6 +33,7 @@ from stillmotion.trainer.commands.decouple import decouple
 from stillmotion.trainer.losses.decoupling import Decoupling, measured
 from stillmotion.trainer.options import DecoupleOptions
 from stillmotion.trainer.run.compare import load_motion
+from stillmotion.trainer.run.install import NO
 from stillmotion.trainer.run.previews import decode_clip
 from stillmotion.trainer.run.sample import Sampling, sample_clip, starting_noise
 from stillmotion.trainer.run.two_passes import asked_for, sample_still
@@ -174,6 +175,7 @@ def train(options, base, clips, run, measure, **others):
         seed=options.train_seed,
         resume=(run / "saves").is_dir(),
         cache=options.output / "cache",
+        install=NO,
         install=Path("no"),
         **others,
     )

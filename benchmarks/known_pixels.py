@@ -33,6 +33,7 @@ from stillmotion.trainer.commands.condition import condition as train_condition
 from stillmotion.trainer.commands.decouple import decouple
 from stillmotion.trainer.options import ConditionOptions, DecoupleOptions
 from stillmotion.trainer.run.compare import load_motion
+from stillmotion.trainer.run.install import NO
 from stillmotion.trainer.run.sample import Sampling, sample_clip, starting_noise
 from stillmotion.trainer.show.pictures import contact_sheet, write_mp4
 from stillmotion.trainer.toy.drawing import draw, split_scenes, to_bytes
@@ -79,6 +80,7 @@ def train(options, base, clips, run):
         "guidance": 1.0,
         "resume": (run / "saves").is_dir(),
         "cache": options.output / "cache",
+        "install": NO,
     }
     if options.frozen:
         train_condition(ConditionOptions(**shared, preset="animatediff"))

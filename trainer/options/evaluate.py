@@ -41,6 +41,10 @@ class EvaluateOptions(GenerateOptions):
     """
 
     group: ClassVar[str] = "data"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--videos samples/ours samples/theirs",
+        "--generate motion.safetensors --base sd15.safetensors --prompts prompts.txt --seeds 4",
+    )
 
     videos: Annotated[
         tuple[Path, ...], Field(description="sets: folders of clips, tables of them (.csv, .jsonl), tar shards, clips")
