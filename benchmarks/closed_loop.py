@@ -176,7 +176,6 @@ def train(options, base, clips, run, measure, **others):
         resume=(run / "saves").is_dir(),
         cache=options.output / "cache",
         install=NO,
-        install=Path("no"),
         **others,
     )
     decouple(chosen, Decoupling(measure=measure))
