@@ -18,13 +18,12 @@ from stillmotion.trainer.clips.batches import TrainingClip, batch_for
 from stillmotion.trainer.clips.cache import encode_clip
 from stillmotion.trainer.clips.find import find_clips
 from stillmotion.trainer.config import parse_size
-from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import InflateOptions
 from stillmotion.trainer.run.architecture import inflation_config
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.held_out import fixed_noise_loss
 from stillmotion.trainer.run.loop import update
-from stillmotion.trainer.run.run import network_for, new_training, plan_of
+from stillmotion.trainer.run.run import new_training, plan_of
 from stillmotion.trainer.run.session import Session
 
 HELD_OUT = 4
@@ -76,8 +75,7 @@ def main():
         session, structure = Session(options, Accelerator(), save=None), structure_of(base.unet)
         inflation = fresh_inflation(inflation_config(options, options.frames, structure), structure, seed=0)
         torch.manual_seed(0)
-        network = network_for(options, base, change(inflation))
-        training = new_training(options, session.accelerator, Objective(network, plan_of(session, base)))
+        training = new_training(session, base, change(inflation), plan_of(session, base), None)
         source = partial(batch_for, training.plan, clips[HELD_OUT:], no_caption, 1)
         losses = [fixed_noise_loss(training, clips[:HELD_OUT])]
         for step in range(1, options.steps + 1):
