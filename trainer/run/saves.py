@@ -16,6 +16,11 @@ def run_name(options: TrainOptions) -> str:
     return options.output.resolve().name or "motion"
 
 
+def finished_file(options: TrainOptions) -> Path:
+    """Return where the motion file of a run that is done lies."""
+    return options.output / f"{run_name(options)}.safetensors"
+
+
 def saves_of(options: TrainOptions) -> Path:
     return options.output / "saves"
 
@@ -29,13 +34,19 @@ def last_save(options: TrainOptions) -> Path | None:
     """Return the newest save in the run's folder, None where there is nothing to resume.
 
     Raises:
-        ValueError: there is a run in the folder, and nobody asked to resume it; or it is no folder.
+        ValueError: there is a run in the folder, and nobody asked to resume it, or a motion file of this name without
+            one; or it is no folder.
     """
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output is {options.output}, which is a file; give a folder for the run.")
     found = saved_states(saves_of(options))
     if found and not options.resume:
         raise ValueError(f"{options.output} holds a run already, {told_of(options, found[-1])}")
+    if not found and finished_file(options).is_file():
+        raise ValueError(
+            f"{finished_file(options)} is there already, and no save to go on from: train with another --output, or"
+            " move the file away."
+        )
     if options.resume and not found:
         log.warning("%s holds no save yet: the run starts with its first step.", options.output)
     return found[-1] if found else None
@@ -43,8 +54,7 @@ def last_save(options: TrainOptions) -> Path | None:
 
 def told_of(options: TrainOptions, save: Path) -> str:
     """Say how far the run in a folder is, and what to add to the command that met it."""
-    finished = options.output / f"{run_name(options)}.safetensors"
-    if finished.is_file():
+    if (finished := finished_file(options)).is_file():
         return f"and it is finished ({finished}): train another one with --output and the name of a new folder."
     step = int(save.stem.removeprefix("state-"))
     return f"saved after step {step}: add --resume to go on with it, or --output and a new folder to start another."

@@ -142,6 +142,16 @@ def test_a_finished_run_is_not_overwritten(place, whole, capsys):
     assert "holds a run already, and it is finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_motion_file_without_its_run_is_not_overwritten(place, capsys, more):
+    mine = place / "mine/mine.safetensors"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(b"made elsewhere")
+    assert fewshot(place, "mine", *more) == 2
+    assert "mine.safetensors is there already, and no save to go on from" in capsys.readouterr().err
+    assert mine.read_bytes() == b"made elsewhere"
+
+
 def test_an_output_that_is_a_file_is_refused_before_anything_is_read(place, capsys):
     (place / "file").touch()
     assert fewshot(place, "file", "--videos", str(place / "nowhere")) == 2
