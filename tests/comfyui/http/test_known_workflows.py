@@ -50,6 +50,7 @@ def prompt(server):
             small = {
                 "KSampler": {"steps": 2},
                 "EmptyLatentImage": {"width": SIZE, "height": SIZE},
+                "ImageScale": {"width": SIZE, "height": SIZE},
                 "LoadImage": {"image": image},
                 "LoadImageMask": {"image": "mask.png"},
                 NODE: {"mode.frames": FRAMES, "grow_mask_by": 0} if "mode.frames" in node["inputs"] else {},
