@@ -30,6 +30,7 @@ def machine(tmp_path_factory):
 def at_home(machine, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("HF_HUB_CACHE", str(machine / "hub"))
+    monkeypatch.delenv(comfyui.VARIABLE, raising=False)
     monkeypatch.setattr(comfyui, "roots", lambda: [machine])
     monkeypatch.setattr(auto, "SMALL", 0)
     monkeypatch.chdir(machine)
