@@ -27,8 +27,8 @@ def colours_matched(clip: Tensor, given: KnownPixels, strength: float = 1.0) -> 
         return clip
     if not given.known.any():
         raise ValueError("Colours are matched to given pixels, and there are none: set match_colours to 0.")
-    frames = given.frames.to(clip)
-    pairs = zip(clip, frames, given.known >= 1, frames[nearest_known(given)], given.known[nearest_known(given)] >= 1)
+    frames, known, nearest = given.frames.to(clip), given.known.to(clip) >= 1, nearest_known(given)
+    pairs = zip(clip, frames, known, frames[nearest], known[nearest])
     matched = torch.stack([of_frame(*pair) for pair in pairs])
     return torch.lerp(clip, matched.clamp(0, 1), strength)
 

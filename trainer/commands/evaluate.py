@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from ...networks.atomic import write_bytes
 from ...networks.shown import shown
+from ..base.auto import resolve_base
+from ..base.comfyui import find_comfyuis
 from ..clips.find import find_clips
 from ..config import recorded
 from ..measures.clips import Measured, measure_set, usable
@@ -24,6 +26,8 @@ Sets = dict[str, list[Measured]]
 
 def evaluate(options: EvaluateOptions) -> None:
     """Measure every clip of each set; print the tables and write them, with pictures."""
+    if options.base:
+        options = options.model_copy(update={"base": resolve_base(options.base, find_comfyuis())})
     networks = load_networks(options.clip, options.features, options.base)
     paths = [*filter(None, [options.reference]), *generated(options), *options.videos]
     sets = {name: measured_clips(path, options) for name, path in named(paths).items()}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..config import Options, Size
 
@@ -15,6 +15,15 @@ LARGEST_SEED = 2**63 - 1  # torch takes twice that, and what is drawn for one se
 
 LARGEST_SIDE = 2048  # pixels, four times what SD1.5 was made for; more would fill the memory before a clip is read
 
+
+def in_cells(size: tuple[int, int]) -> tuple[int, int]:
+    if max(size) > LARGEST_SIDE or size[0] % 8 or size[1] % 8:
+        raise ValueError(f"width and height must be multiples of 8 up to {LARGEST_SIDE}, such as 512x320")
+    return size
+
+
+CellSize = Annotated[Size, AfterValidator(in_cells)]
+"""Width and height that are whole cells of a latent."""
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, description="seed of everything that is random")]
 
@@ -30,18 +39,11 @@ class ClipOptions(Options):
     )
     fps: Annotated[float, Field(ge=1, le=120, description="frames a second that are taken from each clip")] = 8
     frames: Annotated[int, Field(ge=2, le=256, description="frames of a training clip")] = 16
-    size: Annotated[Size, Field(description="width x height in pixels, scaled and cropped to")] = (512, 320)
+    size: Annotated[CellSize, Field(description="width x height in pixels, scaled and cropped to")] = (512, 320)
     crop: Annotated[Literal["center", "random"], Field(description="which part of a wider or taller clip is seen")] = (
         "center"
     )
     skip_bad: Annotated[bool, Field(description="go on without the clips that cannot be used")] = False
-
-    @field_validator("size")
-    @classmethod
-    def size_in_cells(cls, size):
-        if max(size) > LARGEST_SIDE or size[0] % 8 or size[1] % 8:
-            raise ValueError(f"width and height must be multiples of 8 up to {LARGEST_SIDE}, such as 512x320")
-        return size
 
 
 class BaseOptions(Options):

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from ..config import Options, Size
-from .common import LARGEST_SIDE, Seed
+from ..config import Options
+from .common import CellSize, Seed
 
 
 class GenerateOptions(Options):
@@ -21,16 +21,9 @@ class GenerateOptions(Options):
     prompts: Annotated[Path | None, Field(description="text file with a prompt in each line; with --generate")] = None
     seeds: Annotated[int, Field(ge=1, le=10_000, description="clips of each prompt; with --generate")] = 1
     frames: Annotated[int, Field(ge=2, le=256, description="of each clip; with --generate")] = 16
-    size: Annotated[Size, Field(description="width x height in pixels; with --generate")] = (512, 320)
+    size: Annotated[CellSize, Field(description="width x height in pixels; with --generate")] = (512, 320)
     steps: Annotated[int, Field(ge=1, le=1000, description="DDIM steps; with --generate")] = 25
     guidance: Annotated[float, Field(ge=1, le=50, description="CFG scale; with --generate")] = 7.5
-
-    @field_validator("size")
-    @classmethod
-    def size_in_cells(cls, size):
-        if max(size) > LARGEST_SIDE or size[0] % 8 or size[1] % 8:
-            raise ValueError(f"width and height must be multiples of 8 up to {LARGEST_SIDE}, such as 512x320")
-        return size
 
 
 class EvaluateOptions(GenerateOptions):
@@ -72,7 +65,9 @@ class EvaluateOptions(GenerateOptions):
         Path | None,
         Field(description="folder of DINOv2 or CLIP for appearance factor and Fréchet distance; none: --clip's"),
     ] = None
-    base: Annotated[Path | None, Field(description="SD1.5-family model, for the motion factor and --generate")] = None
+    base: Annotated[
+        Path | None, Field(description="SD1.5-family model, or auto, for the motion factor and --generate")
+    ] = None
     reference: Annotated[
         Path | None,
         Field(description="set that the others are compared with; with an image model also by Fréchet distance"),

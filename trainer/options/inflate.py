@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..config import Options, Size
-from .common import COMMON, TrainOptions
+from ..config import Options
+from .common import COMMON, CellSize, TrainOptions
 
 
 class LossOptions(Options):
@@ -165,7 +165,7 @@ class VideoOptions(TaskOptions, LossOptions, InflationOptions, TrainOptions):
     output: Annotated[Path, Field(description="folder of the run; the motion file is named after it")] = Path(
         "runs/video"
     )
-    size: Annotated[Size, Field(description="width x height in pixels, scaled and cropped to")] = (256, 256)
+    size: Annotated[CellSize, Field(description="width x height in pixels, scaled and cropped to")] = (256, 256)
     steps: Annotated[int, Field(ge=1, description="optimizer steps")] = 20000
     warm_up: Annotated[
         int, Field(ge=0, description="steps of linear warm-up, at most half of the run; linear decay follows")

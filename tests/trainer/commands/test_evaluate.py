@@ -8,6 +8,7 @@ import pytest
 import tiny_clip
 import tiny_run as tiny
 from PIL import Image
+from stillmotion.trainer.base import comfyui
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.find import find_clips
 from stillmotion.trainer.measures import clips as measuring
@@ -180,9 +181,18 @@ def test_without_a_prompt_a_clip_has_no_clipsim_and_all_else(folder, tmp_path, c
     assert first["clipsim"] is None and first["consistency"] > 0 and first["appearance_factor"] >= 0
 
 
-def test_the_motion_factor_is_of_the_latents_of_a_base(folder, tmp_path):
-    tiny.write_base(tmp_path / "base")
-    assert evaluated(folder, tmp_path, "moving", "frozen", more=["--base", str(tmp_path / "base")]) == 0
+@pytest.mark.parametrize("name", ["auto", "mine", "a path"])
+def test_the_motion_factor_is_of_the_latents_of_a_base(folder, tmp_path, monkeypatch, name):
+    host = tmp_path / "ComfyUI"
+    base = host / "models/diffusers/mine"
+    (host / "custom_nodes").mkdir(parents=True)
+    tiny.write_base(base)
+    (base / "model_index.json").write_text("{}")
+    monkeypatch.setenv("COMFYUI_PATH", str(host))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(comfyui, "roots", list)
+    asked = str(base) if name == "a path" else name
+    assert evaluated(folder, tmp_path, "moving", "frozen", more=["--base", asked]) == 0
     sets = report_in(tmp_path)["sets"]
     moving, frozen = (sets[name]["clips"][0]["motion_factor"] for name in ("moving", "frozen"))
     assert frozen == 0 and moving > 0
