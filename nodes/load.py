@@ -180,8 +180,7 @@ class MotionLoRA(Node):
                 _file_input(
                     "motion_lora",
                     "A motion LoRA in models/stillmotion or animatediff_motion_lora, made for the module that is"
-                    " loaded:"
-                    " AnimateDiff's own are for its version 2.",
+                    " loaded: AnimateDiff's own are for its version 2.",
                     ANIMATEDIFF_LORA,
                 ),
                 io.Float.Input(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import latent_preview
+from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
@@ -21,9 +24,11 @@ from torch import Tensor
 
 from .settings import KEY, asked_frames
 
+log = logging.getLogger(KEY)
+
 PREVIEWS = "stillmotion_previews"
 SHARE = 0.02
-"""Of the time of a run that previews may take; where a previewer is slow, steps are left out."""
+"""Of the time of a run that previews may take after the first; where a previewer is slow, steps are left out."""
 
 LARGEST, MOST_FRAMES, FPS = 256, 32, 8
 
@@ -78,13 +83,21 @@ class Previews:
     def __call__(self, x0: Tensor) -> None:
         now = self.clock()
         if self.spent <= SHARE * (now - self.begun):
-            clips = clips_of(x0.tensors[0] if getattr(x0, "is_nested", False) else x0, self.frames)
-            if clips and len(clips[0]) > 1:
-                self._show([[self.decode(frame) for frame in together] for together in zip(*clips)])
+            try:
+                self._show(clips_of(x0.tensors[0] if getattr(x0, "is_nested", False) else x0, self.frames))
+            except InterruptProcessingException:
+                raise
+            except Exception:  # of any pack's previewer: a picture on the way is not worth the run
+                log.warning("No more animated previews in this run:", exc_info=True)
+                self.spent = math.inf
             self.spent += self.clock() - now
 
-    def _show(self, pictures: list[list]) -> None:
-        """Send them; a pack's previewer that makes no pictures of single frames shows in a way of its own."""
+    def _show(self, clips: list[list[Tensor]]) -> None:
+        """Send frames of all clips; a pack's previewer that makes no pictures of single frames shows in a way of its
+        own."""
+        if not clips or len(clips[0]) < 2:
+            return
+        pictures = [[self.decode(frame) for frame in together] for together in zip(*clips)]
         if all(isinstance(picture, Image.Image) for together in pictures for picture in together):
             self.send([beside(together) for together in pictures])
 
@@ -120,7 +133,7 @@ def send(pictures: list[Image.Image]) -> None:
     from server import PromptServer  # here: it is loaded with the host's server alone
 
     server, context = getattr(PromptServer, "instance", None), get_executing_context()
-    if server is None or context is None:
+    if server is None or context is None or server.client_id is None:  # None: nobody's page asked
         return
     node = get_progress_state().dynprompt.get_display_node_id(context.node_id)
     file = io.BytesIO()

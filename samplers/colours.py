@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,16 @@ def colours_matched(clip: Tensor, given: KnownPixels, strength: float = 1.0) -> 
         strength: 0 leaves the clip as it is, 1 matches it wholly.
 
     Raises:
-        ValueError: no frame has a given pixel.
+        ValueError: no pixel is given whole.
     """
     if strength == 0:
         return clip
-    if not given.known.any():
-        raise ValueError("Colours are matched to given pixels, and there are none: set match_colours to 0.")
-    frames, known, nearest = given.frames.to(clip), given.known.to(clip) >= 1, nearest_known(given)
+    frames, known = given.frames.to(clip), given.known.to(clip.device) >= 1
+    if not known.any():
+        raise ValueError(
+            "Colours are matched to pixels that are given whole, and there are none: set match_colours to 0."
+        )
+    nearest = nearest_known(replace(given, known=known.float()))
     pairs = zip(clip, frames, known, frames[nearest], known[nearest])
     matched = torch.stack([of_frame(*pair) for pair in pairs])
     return torch.lerp(clip, matched.clamp(0, 1), strength)

@@ -41,7 +41,7 @@ def box_around(mask: Tensor, margin: int, aspect: float | None = None) -> Box:
 
     Args:
         aspect: width over height that the box grows to, as far as the picture goes; None: its sides become multiples of
-            a latent's cell.
+            a latent's cell, but for one that is as long as the picture's.
 
     Raises:
         ValueError: the mask is empty.
@@ -76,7 +76,7 @@ def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     width, height = size
     if pictures.shape[1:3] == (height, width):
         return pictures
-    out = F.interpolate(pictures.movedim(-1, 1), (height, width), mode="bicubic", antialias=True)
+    out = F.interpolate(pictures.movedim(-1, 1).float(), (height, width), mode="bicubic", antialias=True)
     return out.clamp(0, 1).movedim(1, -1)
 
 
@@ -89,7 +89,7 @@ def stitched(clip: Tensor, crop: Crop, mask: Tensor | None = None, feather: int 
         feather: pixels of the whole frames over which the mask's edge fades, outside of it.
 
     Raises:
-        ValueError: clip and crop have other numbers of frames, or the clip is smaller.
+        ValueError: clip and crop have other numbers of frames, or the clip is smaller, or the mask has another size.
     """
     width, height = crop.size
     whole = crop.frames[..., :3].to(clip)
@@ -97,6 +97,11 @@ def stitched(clip: Tensor, crop: Crop, mask: Tensor | None = None, feather: int 
         raise ValueError(
             f"The clip is {sized(clip)}, and its crop was cut from {len(whole)} frames in {width} x {height}: wire the"
             " crop that this clip was made of."
+        )
+    if mask is not None and tuple(mask.shape[-2:]) != (height, width):
+        raise ValueError(
+            f"The mask is {mask.shape[-1]} x {mask.shape[-2]}, and the crop {width} x {height}: wire the mask of Video"
+            " Inpaint / Cinemagraph, not that of the whole frames."
         )
     part = resized(clip[:, :height, :width, :3], (crop.box.width, crop.box.height))
     whole = whole.expand(len(clip), -1, -1, -1).clone()

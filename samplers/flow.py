@@ -116,7 +116,7 @@ def camera_motion(flow: np.ndarray, weights: np.ndarray, rounds: int = 5, step: 
     """
     places = from_the_middle(*flow.shape[:2])
     few, found = places[::step, ::step].reshape(-1, 3), flow[::step, ::step].reshape(-1, 2)
-    given = weights[::step, ::step].reshape(-1) + np.float64(1e-6)  # normal equations of float32 lose a small zoom
+    given = weights[::step, ::step].reshape(-1).astype(np.float64) + 1e-6  # in float32 a small zoom is lost
     counted = given
     for _ in range(rounds):
         rows = few * counted[:, None]

@@ -195,4 +195,4 @@ def told(measures: ClipMeasures, size: tuple[int, int]) -> str:
         f"flicker {measures.flicker:.2f} grey levels, order {measures.order:.1f}, seam {measures.seam:.1f}, loop seam"
         f" {measures.loop:.1f}",
     ]
-    return "\n".join([*lines, *remarks(measures).values()]).replace("nan", "-")
+    return "\n".join([*(line.replace("nan", "-") for line in lines), *remarks(measures).values()])

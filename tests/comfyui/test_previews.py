@@ -143,6 +143,30 @@ def test_previews_take_no_more_than_their_share_of_a_run(comfyui):
     assert len(sent) == 11 and previews.spent <= SHARE * now[0] + 0.1
 
 
+def test_a_previewer_that_fails_ends_the_previews_and_not_the_run(comfyui, caplog):
+    from stillmotion.nodes.previews import Previews
+
+    def decode(frame):
+        raise RuntimeError("no such decoder")
+
+    previews = Previews(decode, None, None)
+    for _ in range(3):
+        previews(torch.zeros(2, 4, 2, 2))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no such decoder" in caplog.text
+
+
+def test_stopping_a_run_in_a_preview_stops_it(comfyui):
+    from comfy.model_management import InterruptProcessingException
+    from stillmotion.nodes.previews import Previews
+
+    def decode(frame):
+        raise InterruptProcessingException()
+
+    with pytest.raises(InterruptProcessingException):
+        Previews(decode, None, None)(torch.zeros(2, 4, 2, 2))
+
+
 def test_an_animated_picture_is_sent_to_the_page_that_asked(comfyui, monkeypatch):
     import server
     from comfy_execution import progress
@@ -159,6 +183,8 @@ def test_an_animated_picture_is_sent_to_the_page_that_asked(comfyui, monkeypatch
     assert not messages, "nobody asked"
     with CurrentNodeContext("prompt", "7"):
         send(pictures)
+        page.client_id = None
+        send(pictures)  # as for a prompt that no page queued
     ((kind, data, client),) = messages
     assert (kind, client, data["node"]) == ("stillmotion.preview", "page", "70")
     with Image.open(io.BytesIO(base64.b64decode(data["image"].partition(",")[2]))) as file:

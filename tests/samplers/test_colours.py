@@ -42,6 +42,15 @@ def test_frames_that_are_given_in_part_are_compared_where_they_are_known():
     assert torch.allclose(colours_matched(made, hole(held, mask)), truth, atol=1e-5)
 
 
+def test_frames_that_are_known_in_grey_alone_are_passed_over_for_one_that_is_known_whole():
+    clip = drawn(3)
+    known = torch.tensor([1.0, 0.0, 0.996]).view(3, 1, 1).expand(3, 16, 16)
+    out = colours_matched(drifted(clip), KnownPixels.of(clip, known))
+    assert out.isfinite().all() and torch.allclose(out.mean((1, 2)), clip[0].mean((0, 1)).expand(3, 3), atol=1e-5)
+    with pytest.raises(ValueError, match="given whole"):
+        colours_matched(drifted(clip), KnownPixels.of(clip, known.clamp(max=0.9)))
+
+
 def test_flat_colours_are_moved_and_not_stretched():
     flat = torch.full((2, 8, 8, 3), 0.4)
     out = colours_matched(flat + 0.2, key_frames(flat[:1], [0], 2))

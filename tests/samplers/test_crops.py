@@ -97,3 +97,8 @@ def test_a_still_becomes_the_ground_of_every_frame():
 def test_a_clip_of_another_crop_is_refused(shape):
     with pytest.raises(ValueError, match="cut from 3 frames in 64 x 48"):
         stitched(torch.zeros(shape), Crop(clip(), Box(16, 8, 64, 48), (64, 48)))
+
+
+def test_the_mask_of_the_whole_frames_is_refused():
+    with pytest.raises(ValueError, match="The mask is 128 x 96, and the crop 64 x 48"):
+        stitched(torch.zeros(3, 48, 64, 3), Crop(clip(), Box(16, 8, 64, 48), (64, 48)), torch.ones(1, 96, 128))
