@@ -28,14 +28,14 @@ def evaluate(options: EvaluateOptions) -> None:
     """Measure every clip of each set; print the tables and write them, with pictures."""
     if options.base:
         options = options.model_copy(update={"base": resolve_base(options.base, find_comfyuis())})
-    networks = load_networks(options.clip, options.features, options.base)
+    networks = load_networks(options.clip, options.features, options.base, options.fvd)
     paths = [*filter(None, [options.reference]), *generated(options), *options.videos]
     sets = {name: measured_clips(path, options) for name, path in named(paths).items()}
     rows = {name: rows_of(clips, networks, options) for name, clips in sets.items()}
     for name, of_set in rows.items():
         print(f"\n{shown(name)}\n{clip_table(of_set)}")
     print(f"\n{set_table(rows, options.seed)}\n{remarks_table(rows)}")
-    far = distances_of(sets, networks, options) if options.reference and networks.features else {}
+    far = distances_of(sets, networks, options) if options.reference else {}
     write(rows, sets, far, options)
 
 
@@ -68,11 +68,13 @@ def rows_of(clips: list[Measured], networks: Networks, options: EvaluateOptions)
 
 def distances_of(sets: Sets, networks: Networks, options: EvaluateOptions) -> dict[str, dict[str, float]]:
     """Print and return the Fréchet distances of the sets to the reference, or why there are none."""
+    if not (networks.features or networks.i3d):
+        return {}
     refused = too_few({name: len(clips) for name, clips in sets.items()})
     if refused and not options.anyway:
         print(refused)
         return {}
-    far = distances(sets, networks.features, options.fps, options.cache)
+    far = distances(sets, networks, options.fps, options.cache)
     print("\n".join(distance_told(name, found) for name, found in far.items()))
     return far
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ...samplers.factors import appearance_factor, appearance_similarity, motion_factors
 from ..base.clip_model import ClipModel, clipsim, consistency, load_clip
 from ..base.features import FeatureModel, load_feature_model
+from ..base.i3d import FRAMES, I3d, load_i3d
 from ..base.load import Base, encode_frames, load_base
 from ..clips.cache import cached, content_hash, encode_clip_frames, joined, name_of, to_network, weights_hash
 from ..clips.decoding import CELL
@@ -44,14 +45,15 @@ class Networks:
     clip_images: Seer | None = None
     features: Seer | None = None
     base: Base | None = None
+    i3d: I3d | None = None
 
 
-def load_networks(clip: Path | None, features: Path | None, base: Path | None) -> Networks:
+def load_networks(clip: Path | None, features: Path | None, base: Path | None, fvd: Path | None) -> Networks:
     whole = load_clip(clip) if clip else None
     images = seer_of(whole.images, whole.of_frames, "middle square") if whole else None
     look = load_feature_model(features) if features else None
     seer = seer_of(look, look.of_frames, "whole frame") if look else images
-    return Networks(whole, images, seer, load_base(base) if base else None)
+    return Networks(whole, images, seer, load_base(base) if base else None, load_i3d(fvd) if fvd else None)
 
 
 def seer_of(model: FeatureModel, of_frames: Callable[[Tensor], Tensor], what: str) -> Seer:
@@ -130,10 +132,37 @@ def too_few(counts: dict[str, int]) -> str:
     )
 
 
+def seen_by_i3d(clips: Sequence[Measured], i3d: I3d, fps: float | None, cache: Path) -> dict[str, np.ndarray]:
+    """Return "fvd": what I3D sees in the first 16 frames of each clip, (clips, 400).
+
+    Raises:
+        ValueError: a clip has fewer.
+    """
+    name = weights_hash(i3d.model)
+    features = []
+    for clip in tqdm(clips, desc="I3D", unit="clip", leave=False):
+        if clip.numbers.frames < FRAMES:
+            raise ValueError(f"{clip.source.name} has {clip.numbers.frames} frames; FVD is of clips of {FRAMES} or more")
+        with opened(clip.source) as source:
+            path = cache / f"{name_of('i3d', content_hash(source.path), fps, name)}.safetensors"
+            features.append(cached(path, lambda: i3d.of_clip(to_network(first_frames(source, fps)))))  # noqa: B023
+    return {"fvd": torch.cat(features).numpy()}
+
+
+def first_frames(source: Source, fps: float | None) -> np.ndarray:
+    return np.stack(list(islice(ClipFrames(source, fps), FRAMES)))
+
+
 def distances(
-    sets: dict[str, list[Measured]], seer: Seer, fps: float | None, cache: Path
+    sets: dict[str, list[Measured]], networks: Networks, fps: float | None, cache: Path
 ) -> dict[str, dict[str, float]]:
-    """Return the Fréchet distances of each set to the first, in the look of clips and in how it changes."""
-    real, *others = (features_of_set(clips, seer, fps, cache) for clips in sets.values())
+    """Return the Fréchet distances of each set to the first, in the look of clips, how it changes, and what I3D sees:
+    those whose network there is."""
+    real, *others = (seen_in_set(clips, networks, fps, cache) for clips in sets.values())
     names = list(sets)[1:]
     return {name: {k: frechet_distance(found[k], real[k]) for k in real} for name, found in zip(names, others)}
+
+
+def seen_in_set(clips: Sequence[Measured], networks: Networks, fps: float | None, cache: Path) -> dict[str, np.ndarray]:
+    looks = features_of_set(clips, networks.features, fps, cache) if networks.features else {}
+    return looks | (seen_by_i3d(clips, networks.i3d, fps, cache) if networks.i3d else {})

@@ -144,8 +144,8 @@ def remarks_table(sets: Mapping[str, Sequence[Row]]) -> str:
 
 
 def distance_told(name: str, found: Mapping[str, float]) -> str:
-    look, change = found["look"], found["change"]
-    return f"{shown(name)}: Fréchet distance {look:.4g} of how clips look, {change:.4g} of how that changes"
+    whats = {"look": "of how clips look", "change": "of how that changes", "fvd": "of what I3D sees (FVD)"}
+    return f"{shown(name)}: Fréchet distance " + ", ".join(f"{far:.4g} {whats[what]}" for what, far in found.items())
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -65,12 +65,16 @@ class EvaluateOptions(GenerateOptions):
         Path | None,
         Field(description="folder of DINOv2 or CLIP for appearance factor and Fréchet distance; none: --clip's"),
     ] = None
+    fvd: Annotated[
+        Path | None,
+        Field(description="i3d_torchscript.pt, a program: from a source that you trust; for FVD, with --reference"),
+    ] = None
     base: Annotated[
         Path | None, Field(description="SD1.5-family model, or auto, for the motion factor and --generate")
     ] = None
     reference: Annotated[
         Path | None,
-        Field(description="set that the others are compared with; with an image model also by Fréchet distance"),
+        Field(description="set that the others are compared with; with a network also by Fréchet distance"),
     ] = None
     anyway: Annotated[bool, Field(description="Fréchet distance of fewer than 256 clips")] = False
 
@@ -80,6 +84,8 @@ class EvaluateOptions(GenerateOptions):
             raise ValueError("--videos is required, sets of clips, or --generate with a motion file to make one")
         if bool(self.generate) != bool(self.prompts) or self.generate and not self.base:
             raise ValueError("--generate, --prompts and --base go together: a motion file, a text file, an image model")
-        if self.anyway and not (self.reference and (self.clip or self.features)):
-            raise ValueError("--anyway is for the Fréchet distance: it needs --reference, and --features or --clip")
+        if self.fvd and not self.reference:
+            raise ValueError("--fvd is a distance from a set: it needs --reference")
+        if self.anyway and not (self.reference and (self.clip or self.features or self.fvd)):
+            raise ValueError("--anyway is for the Fréchet distance: it needs --reference, and --features, --clip or --fvd")
         return self

@@ -6,16 +6,21 @@ import json
 import numpy as np
 import pytest
 import tiny_clip
+import tiny_i3d
 import tiny_run as tiny
+import torch
 from PIL import Image
 from stillmotion.trainer.base import comfyui
 from stillmotion.trainer.cli import main
+from stillmotion.trainer.clips.cache import to_network
 from stillmotion.trainer.clips.find import find_clips
 from stillmotion.trainer.measures import clips as measuring
 from stillmotion.trainer.measures.clips import measure_set
 from stillmotion.trainer.measures.networks import too_few
+from stillmotion.trainer.measures.statistics import frechet_distance
 from stillmotion.trainer.toy.faults import FAULTS, moving_clip
 from torch import Generator
+from torch.nn import functional
 
 
 def write(frames, folder):
@@ -136,8 +141,9 @@ def test_clips_that_cannot_be_measured_are_named_and_may_be_skipped(folder, tmp_
 @pytest.mark.parametrize(
     "more, said",
     [
-        (["--anyway"], "it needs --reference, and --features or --clip"),
+        (["--anyway"], "it needs --reference, and --features, --clip or --fvd"),
         (["--fps", "0"], "--fps"),
+        (["--fvd", "i3d.pt"], "--fvd is a distance from a set: it needs --reference"),
         ([], "--videos: expected"),
     ],
 )
@@ -175,6 +181,30 @@ def test_clips_numbers_stand_beside_and_a_distance_of_few_clips_is_refused_with_
     assert far["frozen"]["change"] > 0
 
 
+def test_fvd_is_of_what_i3d_sees_in_sixteen_frames(folder, tmp_path, capsys):
+    for number in range(2):
+        clip = moving_clip(Generator().manual_seed(number), frames=17)[:, ::4, ::4]
+        for kind, frames in (("moving", clip), ("brighter", clip // 2 + 127)):
+            write(frames, tmp_path / kind / f"clip {number}")
+    network = tiny_i3d.write(tmp_path / "i3d_torchscript.pt")
+    more = ["--reference", str(tmp_path / "moving"), "--fvd", str(tmp_path / "i3d_torchscript.pt")]
+    assert evaluated(tmp_path, tmp_path, "brighter", more=more) == 0
+    assert "no Fréchet distance of fewer than 256 clips" in capsys.readouterr().out
+    assert evaluated(tmp_path, tmp_path, "brighter", more=[*more, "--anyway"]) == 0
+    assert "of what I3D sees (FVD)" in capsys.readouterr().out
+
+    def seen(kind):
+        files = [sorted((tmp_path / kind / f"clip {number}").iterdir())[:16] for number in range(2)]
+        clips = torch.stack([to_network(np.stack([np.array(Image.open(file)) for file in clip])) for clip in files])
+        large = functional.interpolate(clips.flatten(0, 1), (224, 224), mode="bilinear").unflatten(0, (2, 16))
+        return network(large.transpose(1, 2), rescale=False, resize=False, return_features=True).numpy()
+
+    (far,) = report_in(tmp_path)["frechet"].values()
+    assert far == {"fvd": pytest.approx(frechet_distance(seen("brighter"), seen("moving")), rel=1e-4)} and far["fvd"] > 0
+    assert evaluated(folder, tmp_path, "moving", more=[*more, "--anyway"]) == 2
+    assert "clip 0 has 8 frames; FVD is of clips of 16 or more" in capsys.readouterr().err
+
+
 def test_without_a_prompt_a_clip_has_no_clipsim_and_all_else(folder, tmp_path, clip_folder):
     assert evaluated(folder, tmp_path, "moving", more=["--clip", str(clip_folder)]) == 0
     (first, _) = report_in(tmp_path)["sets"]["moving"]["clips"]
@@ -196,3 +226,10 @@ def test_the_motion_factor_is_of_the_latents_of_a_base(folder, tmp_path, monkeyp
     sets = report_in(tmp_path)["sets"]
     moving, frozen = (sets[name]["clips"][0]["motion_factor"] for name in ("moving", "frozen"))
     assert frozen == 0 and moving > 0
+
+
+def test_several_processes_measure_what_one_does(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "PER_PROCESS", 1)
+    sources = find_clips(folder / "moving", "")
+    alone, shared = (measure_set(sources, None, tmp_path / str(count), count) for count in (1, 2))
+    assert str(shared) == str(alone) and len(list((tmp_path / "2").iterdir())) == 2
