@@ -3,14 +3,14 @@
     python benchmarks/closed_loop.py --output runs/closed-loop
 
 Draws clips of one shape that swings so far in some direction and changes its colour to some degree, each for itself
-(rank correlation of the two factors over clips: 0.09), trains a small image model that predicts the velocity on pictures
-of them, then `decouple --spatial full` twice on the clips: as it is, and
-with the factors of each clip given to another one (the control, which can learn nothing from them). The autoencoder is
-not trained: a latent is the mean colour of 8 x 8 pixels. Samples clips of held-out captions on a grid of both factors,
-the same noise for all, and prints Spearman's rank correlations of what was asked with what is measured, with intervals
-over captions and seeds. Then the prior: how near the middle frame is to the still that was given, to another still, and
-what the autoencoder alone loses. Then clips with and without the prior, and with and without factors. What is there in
---output is not made again, and a run that was ended goes on.
+(rank correlation of the two factors over clips: 0.09), trains a small image model that predicts the velocity on
+pictures of them, then `decouple --spatial full` twice on the clips: as it is, and with the factors of each clip given
+to another one (the control, which can learn nothing from them). The autoencoder is not trained: a latent is the mean
+colour of 8 x 8 pixels. Samples clips of held-out captions on a grid of both factors, the same noise for all, and prints
+Spearman's rank correlations of what was asked with what is measured, with intervals over captions and seeds. Then the
+prior: how near the middle frame is to the still that was given, to another still, and what the autoencoder alone loses.
+Then clips with and without the prior, and with and without factors. What is there in --output is not made again, and a
+run that was ended goes on.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from stillmotion.trainer.base.tokenizer import clip_tokenizer
 from stillmotion.trainer.clips.cache import to_network
 from stillmotion.trainer.commands.decouple import decouple
 from stillmotion.trainer.losses.decoupling import Decoupling, measured
-from stillmotion.trainer.losses.denoising import velocity
+from stillmotion.trainer.losses.denoising import add_noise, velocity
 from stillmotion.trainer.options import DecoupleOptions
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.install import NO
@@ -151,8 +151,8 @@ def velocity_loss(unet, latents, text, random):
     hardly anything else."""
     noise = torch.randn(latents.shape, generator=random).to(latents)
     times = torch.randint(1000, (len(latents),), generator=random).to(latents.device)
-    signal = alphas_cumprod().to(latents.device)[times].view(-1, 1, 1, 1)
-    predicted = unet(signal.sqrt() * latents + (1 - signal).sqrt() * noise, times, text).sample
+    signal = alphas_cumprod().to(latents.device)[times]
+    predicted = unet(add_noise(latents, noise, signal), times, text).sample
     return mse_loss(predicted, velocity(latents, noise, signal))
 
 

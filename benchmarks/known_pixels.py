@@ -31,6 +31,7 @@ from stillmotion.trainer.base.load import encode_captions, load_base
 from stillmotion.trainer.clips.known import Pixels
 from stillmotion.trainer.commands.condition import condition as train_condition
 from stillmotion.trainer.commands.decouple import decouple
+from stillmotion.trainer.losses.denoising import add_noise, velocity
 from stillmotion.trainer.options import ConditionOptions, DecoupleOptions
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.install import NO
@@ -110,7 +111,8 @@ class Sampler:
         unet = motion.with_stem(f"{motion.stem}_unet")
         if unet.is_file():
             self.base.unet = unet_from_ldm(load_file(unet)).to(DEVICE).eval()
-        self.network, self.how = load_motion(self.base, motion).to(DEVICE).eval(), Sampling(steps, 1.0)
+        self.network = load_motion(self.base, motion).to(DEVICE).eval()
+        self.how = Sampling(steps, 1.0, prediction="v_prediction")
         self.pixels = Pixels(self.base.vae, DEVICE)
 
     def clip(self, caption, seed, given, told=True, keep=False, loop=False):
@@ -131,12 +133,12 @@ class Sampler:
 
 
 def keeping(model, latents, known, noise):
-    """Return a model that sees known cells with their own noise at every step, and predicts that of them."""
+    """Return a model that sees known cells with their own noise at every step, and predicts their own velocity."""
 
     def predict(x, timesteps, *others):
         signal = alphas_cumprod()[timesteps[0].cpu()].to(x)
-        x = torch.lerp(x, signal.sqrt() * latents + (1 - signal).sqrt() * noise, known)
-        return torch.lerp(model(x, timesteps, *others), noise, known)
+        x = torch.lerp(x, add_noise(latents, noise, signal), known)
+        return torch.lerp(model(x, timesteps, *others), velocity(latents, noise, signal), known)
 
     return predict
 

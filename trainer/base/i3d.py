@@ -1,4 +1,4 @@
-"""I3D, the network that the Fréchet Video Distance is measured with, from the TorchScript file that is in use for it."""
+"""I3D, the network of the Fréchet Video Distance, from the TorchScript file that is in use for it."""
 
 from __future__ import annotations
 

@@ -142,7 +142,9 @@ def seen_by_i3d(clips: Sequence[Measured], i3d: I3d, fps: float | None, cache: P
     features = []
     for clip in tqdm(clips, desc="I3D", unit="clip", leave=False):
         if clip.numbers.frames < FRAMES:
-            raise ValueError(f"{clip.source.name} has {clip.numbers.frames} frames; FVD is of clips of {FRAMES} or more")
+            raise ValueError(
+                f"{clip.source.name} has {clip.numbers.frames} frames; FVD is of clips of {FRAMES} or more"
+            )
         with opened(clip.source) as source:
             path = cache / f"{name_of('i3d', content_hash(source.path), fps, name)}.safetensors"
             features.append(cached(path, lambda: i3d.of_clip(to_network(first_frames(source, fps)))))  # noqa: B023

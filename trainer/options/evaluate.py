@@ -87,5 +87,7 @@ class EvaluateOptions(GenerateOptions):
         if self.fvd and not self.reference:
             raise ValueError("--fvd is a distance from a set: it needs --reference")
         if self.anyway and not (self.reference and (self.clip or self.features or self.fvd)):
-            raise ValueError("--anyway is for the Fréchet distance: it needs --reference, and --features, --clip or --fvd")
+            raise ValueError(
+                "--anyway is for the Fréchet distance: it needs --reference, and --features, --clip or --fvd"
+            )
         return self

@@ -65,19 +65,14 @@ class Encoder:
 
     def latents_of(self, source: Source) -> Tensor:
         """Return all frames of a clip at `fps`, scaled, (frames, 4, height, width)."""
-
-        def encode(vae, frames: Tensor) -> Tensor:
-            return encode_frames(vae.to(self.device), frames.to(self.device))
-
-        return clip_latents(source, self.fps, self.size, self.base.vae, self.cache, encode, self.vae_hash).float()
+        return clip_latents(source, self.fps, self.size, self.base.vae, self.cache, self._encode, self.vae_hash).float()
 
     def latents_of_picture(self, source: Source) -> Tensor:
         """Return the latents of a picture, scaled, (1, 4, height, width)."""
+        return picture_latents(source, self.size, self.base.vae, self.cache, self._encode, self.vae_hash).float()
 
-        def encode(vae, frames: Tensor) -> Tensor:
-            return encode_frames(vae.to(self.device), frames.to(self.device))
-
-        return picture_latents(source, self.size, self.base.vae, self.cache, encode, self.vae_hash).float()
+    def _encode(self, vae, frames: Tensor) -> Tensor:
+        return encode_frames(vae.to(self.device), frames.to(self.device))
 
     def features_of(self, source: Source) -> Tensor:
         """Return what the image model sees in each frame of a clip, (frames, width)."""
