@@ -20,6 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SIZES = json.loads((ROOT / "tests/node_sizes.json").read_text(encoding="utf-8"))
 READY = "() => window.LiteGraph?.registered_node_types.StillmotionXTSlice && window.app?.extensionManager"
 NODE = "StillmotionVideoInpaint"
+SUCCESS = ["execution_success", None, None]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 
@@ -34,6 +35,10 @@ LISTEN = """() => {
     for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
         app.api.addEventListener(kind, ({detail: d}) => window.ended.push([kind, d.node_id, d.exception_message]));
     app.api.addEventListener("progress", ({detail: d}) => { window.step = d.value; });
+}"""
+PAINTED = """() => {
+    const mask = document.querySelector("[role=dialog] canvas.z-30");
+    return mask.getContext("2d").getImageData(0, 0, mask.width, mask.height).data.some(value => value > 0);
 }"""
 OF = "kind => app.graph._nodes.find(node => node.type === kind)"
 
@@ -134,7 +139,7 @@ def dropped(page, models, motion):
 
 def test_a_dropped_workflow_runs_and_its_videos_bring_it_back(dropped, models):
     before = widgets(dropped, NODE)
-    assert run(dropped)()[0] == "execution_success"
+    assert run(dropped)() == SUCCESS
     for pattern, kind in (("*.webp", "image/webp"), ("*.mp4", "video/mp4")):
         files = (models / "output").rglob(f"stillmotion_image_to_video{pattern}")
         made = max(files, key=lambda path: path.stat().st_mtime)
@@ -155,18 +160,19 @@ def test_an_error_stands_on_its_node_and_a_painted_mask_mends_it(dropped, models
     dropped.evaluate("() => app.extensionManager.command.execute('Comfy.MaskEditor.OpenMaskEditor')")
     save = dropped.get_by_role("dialog").get_by_role("button", name="Save").first
     save.wait_for(timeout=60_000)
-    dropped.wait_for_timeout(2000)
-    dropped.mouse.move(600, 550)
-    dropped.mouse.down()
-    dropped.mouse.move(800, 600, steps=10)
-    dropped.mouse.up()
+    while not dropped.evaluate(PAINTED):  # the editor is there before it listens
+        dropped.mouse.move(600, 550)
+        dropped.mouse.down()
+        dropped.mouse.move(800, 600, steps=10)
+        dropped.mouse.up()
+        dropped.wait_for_timeout(1000)
     save.click()
     dropped.wait_for_function(f"() => ({OF})('LoadImage').widgets[0].value.includes('clipspace')", timeout=60_000)
     dropped.evaluate(
         f"() => {{ const to = ({OF})('{NODE}');"
         f" ({OF})('LoadImage').connect(1, to, to.inputs.findIndex(i => i.name === 'mask')); }}"
     )
-    assert run(dropped)()[0] == "execution_success"
+    assert run(dropped)() == SUCCESS
 
 
 def test_a_cancelled_run_leaves_the_next_one_as_it_was(dropped):
@@ -176,4 +182,4 @@ def test_a_cancelled_run_leaves_the_next_one_as_it_was(dropped):
     dropped.get_by_role("button", name="Cancel current run").click()
     assert ended()[0] == "execution_interrupted"
     choose(dropped, "KSampler", "steps", 2)
-    assert run(dropped)()[0] == "execution_success"
+    assert run(dropped)() == SUCCESS
