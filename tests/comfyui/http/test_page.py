@@ -1,7 +1,7 @@
 """The host's own page in a browser, as a person uses it: search, workflows dropped on it, a run, an error on its node,
 the mask editor, cancel, previews, and sizes of nodes.
 
-Needs Playwright (`pip install playwright`) and a Chromium, and is skipped without them.
+Needs a Chromium, and is skipped without it.
 """
 
 import base64
@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from stillmotion.networks.config import InflationConfig, Temporal
-
-sync_playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright").sync_playwright
 
 ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
