@@ -10,6 +10,7 @@ from stillmotion.trainer.base import auto, comfyui
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.options import FewShotOptions
 from stillmotion.trainer.run.saves import base_of_run, last_save
+from stillmotion.trainer.run.session import begin
 
 SMALL = "--size 64x48 --frames 3 --steps 2 --preview-every none"  # what a test cannot do without
 
@@ -60,6 +61,14 @@ def test_a_dry_run_says_all_and_writes_nothing(machine, caplog):
         "4 of 5: memory and time of a step",
     ]
     assert caplog.messages[-1].endswith(f"goes to runs/motion, and the motion file into ComfyUI at {machine}/ComfyUI.")
+
+
+def test_a_folder_that_is_called_auto_is_not_what_auto_means(machine, tmp_path, monkeypatch):
+    (tmp_path / "auto").mkdir()
+    monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state(True)
+    session = begin(FewShotOptions(videos="clips", install="no"))
+    assert session.options.base == machine / "ComfyUI/models/diffusers/mine"
 
 
 def test_the_command_as_typed_ends_in_comfyui_and_says_how_it_is_resumed(machine, capsys, caplog):
