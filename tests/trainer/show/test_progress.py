@@ -87,6 +87,13 @@ def test_a_log_message_does_not_break_the_bar(terminal, monkeypatch):
     assert re.search("0/3 .*\r *\ra clip is left out\n\rtraining: ", shown.getvalue())
 
 
+def test_a_terminal_obeys_no_name_of_a_file(terminal):
+    with terminal() as shown, working("encoding \x1b]0;title\x07\n" + 500 * "x", 2, "frame", leave=True):
+        pass
+    assert "encoding \\x1b]0;title" in shown.getvalue() and "\x07" not in shown.getvalue()
+    assert 70 * "x" not in shown.getvalue()
+
+
 @pytest.mark.parametrize("process", [0, 1])
 def test_hidden_is_silent_and_so_are_further_processes(log_file, terminal, monkeypatch, process):
     monkeypatch.setenv("RANK", str(process))
