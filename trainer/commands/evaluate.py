@@ -6,12 +6,11 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...networks.atomic import write_bytes
 from ...networks.shown import shown
 from ..base.auto import resolve_base
 from ..base.comfyui import find_comfyuis
+from ..base.load import Base
 from ..clips.find import find_clips
 from ..config import recorded
 from ..measures.clips import Measured, measure_set, usable
@@ -20,6 +19,7 @@ from ..measures.pictures import write_pictures
 from ..measures.report import Row, as_csv, as_json, clip_table, distance_told, remarks_table, row_of, set_table
 from ..options import EvaluateOptions
 from ..run.generate import Generation, generate, read_prompts
+from ..show.progress import counted, working
 
 Sets = dict[str, list[Measured]]
 
@@ -29,7 +29,7 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.base:
         options = options.model_copy(update={"base": resolve_base(options.base, find_comfyuis())})
     networks = load_networks(options.clip, options.features, options.base, options.fvd)
-    paths = [*filter(None, [options.reference]), *generated(options), *options.videos]
+    paths = [*filter(None, [options.reference]), *generated(options, networks.base), *options.videos]
     sets = {name: measured_clips(path, options) for name, path in named(paths).items()}
     rows = {name: rows_of(clips, networks, options) for name, clips in sets.items()}
     for name, of_set in rows.items():
@@ -39,13 +39,14 @@ def evaluate(options: EvaluateOptions) -> None:
     write(rows, sets, far, options)
 
 
-def generated(options: EvaluateOptions) -> list[Path]:
+def generated(options: EvaluateOptions, base: Base | None) -> list[Path]:
     """Return the set of the motion file's clips, sampled as far as they are not there yet, or none."""
     if not options.generate:
         return []
+    assert base, "the options go together"
     prompts = read_prompts(options.prompts)
     of_clip = options.seeds, options.frames, options.size, options.steps, options.guidance
-    return [generate(Generation(options.generate, options.base, prompts, *of_clip), options.output)]
+    return [generate(Generation(options.generate, options.base, prompts, *of_clip), base, options.output)]
 
 
 def named(paths: list[Path]) -> dict[str, Path]:
@@ -62,8 +63,10 @@ def measured_clips(videos: Path, options: EvaluateOptions) -> list[Measured]:
 
 
 def rows_of(clips: list[Measured], networks: Networks, options: EvaluateOptions) -> list[Row]:
-    looked_at = tqdm(clips, desc="networks", unit="clip", leave=False, disable=networks == Networks())
-    return [row_of(clip, network_numbers(clip, networks, options.fps, options.cache)) for clip in looked_at]
+    with working("looking at clips by networks", len(clips), "clip") as bar:
+        return [
+            row_of(clip, network_numbers(clip, networks, options.fps, options.cache)) for clip in counted(clips, bar)
+        ]
 
 
 def distances_of(sets: Sets, networks: Networks, options: EvaluateOptions) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ...networks.atomic import write_bytes
 from ...samplers.measures import ClipMeasures, measure
@@ -25,6 +25,7 @@ from ..clips.frames import Frames
 from ..clips.shards import opened
 from ..clips.shot import ClipError
 from ..clips.source import Source
+from ..show.progress import counted, working
 
 log = logging.getLogger("stillmotion")
 
@@ -78,22 +79,24 @@ def measure_set(sources: Sequence[Source], fps: float | None, cache: Path, proce
     """
     one = partial(measure_clip, fps=fps, cache=cache)
     wanted = min(processes, 1 + len(sources) // PER_PROCESS)
-    bar = partial(tqdm, total=len(sources), desc="measuring", unit="clip", leave=False)
-    if wanted == 1:
-        return list(bar(map(one, sources)))
-    with ProcessPoolExecutor(wanted, multiprocessing.get_context("spawn"), initializer=keep_to_one_core) as pool:
-        try:
-            return list(bar(pool.map(one, sources, chunksize=4)))
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "A process ended while it measured clips, out of memory or in a decoder; --processes 1 needs less"
-                " memory, and its bar shows at which clip"
-            ) from error
+    with working("measuring", len(sources), "clip") as bar:
+        if wanted == 1:
+            return list(counted(map(one, sources), bar))
+        with ProcessPoolExecutor(wanted, multiprocessing.get_context("spawn"), initializer=become_worker) as pool:
+            try:
+                return list(counted(pool.map(one, sources, chunksize=4), bar))
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    "A process ended while it measured clips, out of memory or in a decoder; --processes 1 needs less"
+                    " memory, and its bar shows at which clip"
+                ) from error
 
 
-def keep_to_one_core() -> None:
+def become_worker() -> None:
+    """Keep a process of a pool to one core, and leave Ctrl-C to the one that started it."""
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

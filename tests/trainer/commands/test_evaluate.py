@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.cache import to_network
 from stillmotion.trainer.clips.find import find_clips
 from stillmotion.trainer.measures import clips as measuring
+from stillmotion.trainer.measures import networks as seeing
 from stillmotion.trainer.measures.clips import measure_set
 from stillmotion.trainer.measures.networks import too_few
 from stillmotion.trainer.measures.statistics import frechet_distance
@@ -58,7 +60,7 @@ def test_a_frozen_set_has_no_smoothness_and_a_flickering_one_differs(folder, tmp
     lines = {line.split("  ")[0]: line for line in said.splitlines()}
     assert "clip 0  8       8" in said and said.count("hardly moves") == 2 and said.count("sound") == 2
     assert "frozen: still: 2 of 2 clips" in said and "frozen: few of its clips move of themselves" in said
-    assert "flickering and moving: clips of one name are compared with each other" in said
+    assert "flickering and moving: compared clip by clip, the 2 that have one name in both" in said
     report = report_in(tmp_path)
     moving, frozen = (report["sets"][name] for name in ("moving", "frozen"))
     assert (moving["moving"], frozen["moving"]) == (2, 0)
@@ -115,6 +117,26 @@ def test_what_was_measured_is_kept_by_content_and_what_is_damaged_made_again(fol
     assert len(count) == 4 and "is damaged and is made again" in caplog.text
     measure_set(sources, 4.0, tmp_path / "cache", 1)
     assert len(count) == 6, "other frames are other numbers"
+
+
+def test_networks_see_large_frames_a_few_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr(seeing, "PIXELS", 1)
+    (source, _) = find_clips(folder / "moving", "")
+    alone = list(seeing.chunks_of(source, None))
+    monkeypatch.setattr(seeing, "PIXELS", 3 * alone[0][0, ..., 0].size)
+    assert [len(chunk) for chunk in alone] == [1] * 8
+    chunks = list(seeing.chunks_of(source, None))
+    assert [len(chunk) for chunk in chunks] == [3, 3, 2]
+    assert np.array_equal(np.concatenate(chunks), np.concatenate(alone))
+
+
+def test_a_worker_leaves_ctrl_c_to_the_process_that_started_it():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        measuring.become_worker()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_by_itself_each_frame_is_looked_at_and_with_fps_those_on_screen(tmp_path, write_video):
