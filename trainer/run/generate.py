@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -23,7 +22,7 @@ from .lock import locked
 from .previews import decode_clip
 from .sample import Sampling, sample_clip, starting_noise
 
-log = logging.getLogger("stillmotion")
+CLIPS = "clips"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def generate(wanted: Generation, base: Base, folder: Path) -> Path:
-    """Sample the clips that are not in `folder`/clips yet, and return that folder: a set, with captions.
+    """Sample the clips that are not in the folder CLIPS of `folder` yet, and return that one: a set, with captions.
 
     Frames are PNGs, so that nothing but the model is measured in them. A clip that has its caption is whole.
 
@@ -76,7 +75,7 @@ def generate(wanted: Generation, base: Base, folder: Path) -> Path:
         ]
         if left:
             sample_all(wanted, base, left, folder)
-    return folder / "clips"
+    return folder / CLIPS
 
 
 def sample_all(wanted: Generation, base: Base, left: list[tuple[int, int]], folder: Path) -> None:
@@ -104,7 +103,7 @@ def write_clip(clip: Path, frames: np.ndarray, prompt: str) -> None:
 
 
 def clip_folder(folder: Path, number: int, seed: int) -> Path:
-    return folder / "clips" / f"prompt {number:04} seed {seed}"
+    return folder / CLIPS / f"prompt {number:04} seed {seed}"
 
 
 def is_made(folder: Path, number: int, seed: int) -> bool:

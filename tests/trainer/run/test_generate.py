@@ -103,3 +103,10 @@ def test_evaluate_makes_the_clips_and_measures_them(place, tmp_path, capsys):
     )
     assert main([str(word) for word in words if word not in ("--prompts", place / "prompts.txt")]) == 2
     assert "--generate, --prompts and --base go together" in capsys.readouterr().err
+
+
+def test_a_set_that_is_not_there_is_told_of_before_anything_is_sampled(place, tmp_path, capsys):
+    words = ["evaluate", "--generate", place / "motion.safetensors", "--base", place / "base", "--videos", "nowhere"]
+    words += ["--prompts", place / "prompts.txt", "--size", "48x32", "--frames", "3", "--output", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err and not (tmp_path / "out").exists()
