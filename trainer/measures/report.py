@@ -71,8 +71,9 @@ def row_of(clip: Measured, more: Mapping[str, float]) -> Row:
     numbers, source = clip.numbers, clip.source
     known = {f.name: getattr(numbers, f.name) for f in fields(ClipMeasures) if f.name in METRICS} | dict(more)
     values = {name: known[name] for name in METRICS if name in known}
-    moves = moves_of_itself(numbers, clip.fps)
-    return Row(source.name, source.caption, numbers.frames, clip.fps, values, moves, remarks(numbers, clip.fps))
+    moves, damaged = moves_of_itself(numbers, clip.fps), {"damaged": clip.damage} if clip.damage else {}
+    said_of = damaged | remarks(numbers, clip.fps)
+    return Row(source.name, source.caption, numbers.frames, clip.fps, values, moves, said_of)
 
 
 def rows_that_count(rows: Sequence[Row], name: str) -> list[Row]:

@@ -19,6 +19,8 @@ from stillmotion.trainer.measures import clips as measuring
 from stillmotion.trainer.measures import networks as seeing
 from stillmotion.trainer.measures.clips import measure_set
 from stillmotion.trainer.measures.networks import too_few
+from stillmotion.trainer.measures.pictures import small
+from stillmotion.trainer.measures.report import row_of
 from stillmotion.trainer.measures.statistics import frechet_distance
 from stillmotion.trainer.toy.faults import FAULTS, moving_clip
 from torch import Generator
@@ -130,6 +132,13 @@ def test_networks_see_large_frames_a_few_at_a_time(folder, monkeypatch):
     assert np.array_equal(np.concatenate(chunks), np.concatenate(alone))
 
 
+def test_rows_are_drawn_of_frames_no_larger_than_they_show(folder):
+    (source, _) = find_clips(folder / "moving", "")
+    as_it_is = next(iter(measuring.ClipFrames(source, None)))
+    assert np.array_equal(small(as_it_is), as_it_is)
+    assert small(np.zeros((400, 3000, 3), np.uint8)).shape == (68, 512, 3)
+
+
 def test_a_worker_leaves_ctrl_c_to_the_process_that_started_it():
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -145,6 +154,18 @@ def test_by_itself_each_frame_is_looked_at_and_with_fps_those_on_screen(tmp_path
     (whole,), (some,) = (measure_set(find_clips(tmp_path, ""), fps, tmp_path / "cache", 1) for fps in (None, 10.0))
     assert (whole.numbers.frames, whole.fps) == (10, pytest.approx(20)) and (some.numbers.frames, some.fps) == (5, 10)
     assert whole.size == (48, 32)
+
+
+def test_a_clip_that_is_damaged_in_the_middle_is_measured_up_to_there_and_says_so(tmp_path, write_video):
+    frames = np.random.default_rng(0).integers(0, 255, (50, 48, 64, 3), np.uint8)
+    path = write_video(tmp_path / "clip.avi", [k / 25 for k in range(50)], frames, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    path.write_bytes(data)
+    for _ in ("measured", "from the cache"):
+        (clip,) = measure_set(find_clips(path, ""), None, tmp_path / "cache", 1)
+        said = row_of(clip, {}).remarks["damaged"]
+        assert said.startswith(f"damaged or cut off after {clip.numbers.frames} frames") and clip.numbers.frames < 30
 
 
 def test_clips_that_cannot_be_measured_are_named_and_may_be_skipped(folder, tmp_path, capsys):
