@@ -83,7 +83,7 @@ def test_defaults_stay_where_nothing_is_given():
         (["--lr", "1"], ["no option --lr", "did you mean --learning-rate?"]),
         (["--max_train_steps", "1"], ["no option --max_train_steps", "did you mean --steps?"]),
         (["--zzz"], ["no option --zzz; --help lists the options"]),
-        (["--videos", "a", "stray"], ["no option stray", "--help"]),
+        (["--videos", "a.mp4", "b.mp4"], ["b.mp4 stands behind no option", "the name of a folder stands for all"]),
     ],
 )
 def test_a_refused_flag_is_named_with_its_value_and_what_is_allowed(arguments, words):
