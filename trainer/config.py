@@ -276,15 +276,10 @@ def refuse_unknown_flags(unknown: list[str], kind: type[Options]):
 
 
 ELSEWHERE = {
-    **{
-        "lr": "learning_rate",
-        "epochs": "steps",
-        "max_train_steps": "steps",
-        "network_dim": "rank",
-        "fp16": "precision",
-    },
-    **{"model": "base", "checkpoint": "base", "pretrained_model_name_or_path": "base", "resolution": "size"},
-    **{"data": "videos", "dataset": "videos", "prompt": "caption", "output_dir": "output", "out": "output"},
+    **{"lr": "learning_rate", "epochs": "steps", "max_train_steps": "steps", "network_dim": "rank"},
+    **{"fp16": "precision", "model": "base", "checkpoint": "base", "pretrained_model_name_or_path": "base"},
+    **{"resolution": "size", "data": "videos", "dataset": "videos", "prompt": "caption"},
+    **{"output_dir": "output", "out": "output"},
 }
 """What other trainers call an option."""
 
