@@ -1,7 +1,7 @@
 """The numbers of a clip, and what they say together: no smoothness without the motion that it is of.
 
 A frozen clip has the best warping error there is, and a still that is shifted the second best. So `remarks` says what
-kind of clip the numbers are those of, and a number counts for clips alone that have no remark.
+kind of clip the numbers are those of, and the smoothness of one that does not move of itself counts for nothing.
 """
 
 from __future__ import annotations

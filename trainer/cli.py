@@ -63,13 +63,18 @@ FIRST = "demo", "check", "fewshot"
 """Commands whose examples stand above the list of all."""
 
 
+HELP = "-h", "--help", "help"
+
+
 def run(arguments: list[str]):
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in HELP and not arguments[1:]:
         print(overview())
         return
     if arguments[0] in ("-V", "--version"):
         print(versions())
         return
+    if arguments[0] in HELP:
+        arguments = [arguments[1], "--help"]
     name, *rest = arguments
     command = command_of(name)
     chosen = read_options(command.options, rest, f"{program()} {name}")
@@ -98,6 +103,8 @@ def how_to_go_on(arguments: list[str], chosen: Options) -> str:
         return (
             "Stopped. The same command goes on after the last part that was finished, or the last save of the motion."
         )
+    if isinstance(chosen, options.EvaluateOptions):
+        return "Stopped. The same command goes on: clips that were sampled or measured stay so."
     if not isinstance(chosen, options.TrainOptions):
         return "Stopped."
     from .run.saves import saved_states, saves_of  # here, for most commands have nothing to do with it

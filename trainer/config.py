@@ -266,20 +266,20 @@ def read_file(path: Path, kind: type[Options]) -> dict[str, Any]:
 def refuse_unknown_flags(unknown: list[str], kind: type[Options]):
     known = [flag_of(name) for name in kind.model_fields] + ["--config", "--traceback", "--help"]
     for word in unknown:
+        if not word.startswith("-"):
+            raise ValueError(
+                f"{shown(word, 100)} stands behind no option: quotes keep a value with spaces in one piece, and the"
+                " name of a folder stands for all files in it"
+            )
         flag = word.partition("=")[0]
         raise ValueError(f"There is no option {shown(flag, 100)}{suggestion(flag, known)}")
 
 
 ELSEWHERE = {
-    **{
-        "lr": "learning_rate",
-        "epochs": "steps",
-        "max_train_steps": "steps",
-        "network_dim": "rank",
-        "fp16": "precision",
-    },
-    **{"model": "base", "checkpoint": "base", "pretrained_model_name_or_path": "base", "resolution": "size"},
-    **{"data": "videos", "dataset": "videos", "prompt": "caption", "output_dir": "output", "out": "output"},
+    **{"lr": "learning_rate", "epochs": "steps", "max_train_steps": "steps", "network_dim": "rank"},
+    **{"fp16": "precision", "model": "base", "checkpoint": "base", "pretrained_model_name_or_path": "base"},
+    **{"resolution": "size", "data": "videos", "dataset": "videos", "prompt": "caption"},
+    **{"output_dir": "output", "out": "output"},
 }
 """What other trainers call an option."""
 

@@ -83,7 +83,7 @@ def test_defaults_stay_where_nothing_is_given():
         (["--lr", "1"], ["no option --lr", "did you mean --learning-rate?"]),
         (["--max_train_steps", "1"], ["no option --max_train_steps", "did you mean --steps?"]),
         (["--zzz"], ["no option --zzz; --help lists the options"]),
-        (["--videos", "a", "stray"], ["no option stray", "--help"]),
+        (["--videos", "a.mp4", "b.mp4"], ["b.mp4 stands behind no option", "the name of a folder stands for all"]),
     ],
 )
 def test_a_refused_flag_is_named_with_its_value_and_what_is_allowed(arguments, words):
@@ -246,14 +246,15 @@ def test_the_version_comes_with_those_of_the_libraries(capsys):
 
 
 @pytest.fixture
-def stopped(monkeypatch, tmp_path, caplog):
-    """Says what Ctrl-C is answered with, by `fewshot` with these words."""
-    (module := type(sys)("stillmotion.trainer.commands.fewshot")).fewshot = raising(KeyboardInterrupt())
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+def stopped(monkeypatch, caplog):
+    """Says what Ctrl-C is answered with, by a command with these words."""
     caplog.set_level("INFO", "stillmotion")
 
-    def said(*words):
-        assert cli.main(["fewshot", *words]) == 130
+    def said(*words, command="fewshot"):
+        module = type(sys)(f"stillmotion.trainer.commands.{command}")
+        setattr(module, command, raising(KeyboardInterrupt()))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        assert cli.main([command, *words]) == 130
         return caplog.messages[-1]
 
     return said
@@ -268,6 +269,10 @@ def test_ctrl_c_gives_the_line_that_goes_on(stopped, tmp_path):
     assert stopped(*given) == stopped(*given, "--resume") == line
 
 
+def test_ctrl_c_in_an_evaluation_says_what_stays(stopped):
+    assert "The same command goes on" in stopped("--videos", "clips", command="evaluate")
+
+
 def test_on_several_processes_the_line_starts_as_they_were_started(stopped, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "saves").mkdir()
@@ -280,6 +285,17 @@ def test_on_several_processes_the_line_starts_as_they_were_started(stopped, tmp_
 def test_the_resolved_options_are_shown(command, caplog):
     command(ValueError("x"), "--steps", "3")
     assert "steps = 3\n" in caplog.text and "learning_rate = 3e-05\n" in caplog.text
+
+
+def test_help_of_a_command_is_had_in_either_order(capsys):
+    said = []
+    for words in (["check", "--help"], ["help", "check"], ["--help", "check"]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(words)
+        said.append(capsys.readouterr().out)
+    assert "--videos" in said[0] and said[0] == said[1] == said[2]
+    assert cli.main(["help"]) == 0 and "commands:" in capsys.readouterr().out
+    assert cli.main(["help", "chek"]) == 2 and "did you mean check?" in capsys.readouterr().err
 
 
 def test_help_loads_no_heavy_library():

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ from torch import Tensor
 from ...networks.recognise import kind_of_names
 from ...networks.shown import shown
 from ...networks.sites import FAMILY_OF_CONTEXT, Structure, structure_from_diffusers, structure_from_ldm
-from .comfyui import model_folders
+from ..config import suggestion
+from .comfyui import home, model_folders
 from .folder import part_tensors
 from .ldm_checkpoint import checkpoint_parts, shapes_of
-from .load import check_base, check_exists
+from .load import check_base
 from .tensors import STRANGE, is_pickled_file, read_outlines
 
 log = logging.getLogger("stillmotion")
@@ -118,10 +120,15 @@ def named(path: Path, places: Iterable[Candidate]) -> Path:
     """Return the path where something is there, else the first place of this name, with or without its folder."""
     if path.exists():
         return path
-    found = (place.path for place in places if path.as_posix() in (place.name, Path(place.name).name))
-    place = next(found, path)
-    check_exists(place)
-    return place
+    name, known = path.as_posix(), set()
+    for place in places:
+        names = place.name, Path(place.name).name
+        if name in names:
+            log.info("Base: %s.", place.path)
+            return place.path
+        known.update(names)
+    what = suggestion(name, sorted(known), "give a diffusers folder or a .safetensors file")
+    raise FileNotFoundError(f"there is no base model at {path}, and ComfyUI lists none of this name{what}")
 
 
 def usable(places: Iterable[Candidate]) -> tuple[list[Found], Counter[str]]:
@@ -186,8 +193,9 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def hub_folder() -> Path:
     """Return the cache of models of Hugging Face's libraries."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache")
+    hugging_face = Path(os.environ.get("HF_HOME") or caches / "huggingface")
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or hugging_face / "hub"))
 
 
 def cached_in(hub: Path) -> Iterator[Candidate]:
@@ -260,7 +268,18 @@ def told(passed: Counter[str]) -> str:
 
 def listed_name(base: Path, comfyuis: Sequence[Path]) -> str:
     """Return the name by which a loader of ComfyUI lists a base; where none does, what it is called elsewhere."""
-    path, kind = base.absolute(), "diffusers" if base.is_dir() else "checkpoints"  # absolute, so that "." has a name
-    folders = [folder.absolute() for comfyui in comfyuis for folder in model_folders(comfyui, kind)]
+    listed = (name_in(comfyui, base) for comfyui in comfyuis)
+    path = Path(os.path.abspath(base))  # so that "." has a name
     of_hub = path.parents[1].name.removeprefix("models--") if path.parent.name == "snapshots" else ""
-    return next((str(path.relative_to(f)) for f in folders if path.is_relative_to(f)), of_hub or path.name)
+    return next(filter(None, listed), of_hub or path.name)
+
+
+def name_in(comfyui: Path, base: Path) -> str | None:
+    """Return the name by which a ComfyUI lists a base, by whatever dots and links it was reached; None: it does not."""
+    folders = model_folders(comfyui, "diffusers" if base.is_dir() else "checkpoints")
+    pairs = product(spellings(base), (spelling for folder in folders for spelling in spellings(folder)))
+    return next((str(path.relative_to(folder)) for path, folder in pairs if path.is_relative_to(folder)), None)
+
+
+def spellings(path: Path) -> tuple[Path, Path]:
+    return Path(os.path.abspath(path)), Path(os.path.realpath(path))

@@ -23,19 +23,24 @@ USUAL = (
 """Where installers, the desktop app, and people by hand put it, below one of `roots`."""
 
 
+def home() -> Path:
+    """Return the user's folder; "~" where the system knows none, as in some containers, where Path.home raises."""
+    return Path(os.path.expanduser("~"))
+
+
 def roots() -> list[Path]:
     rented = (Path(name) for name in ("/workspace", "/content", "/opt", "C:/", "D:/"))
-    return [Path.home(), Path.cwd(), CHECKOUT.parent, *rented]
+    return [home(), Path.cwd(), CHECKOUT.parent, *rented]
 
 
 def find_comfyuis() -> list[Path]:
     """Return the folders of every ComfyUI where people have them, the likeliest first: what COMFYUI_PATH names, the one
     in whose custom_nodes this checkout lies, the usual folders."""
-    named = os.environ.get(VARIABLE)
+    named = os.path.expanduser(os.environ.get(VARIABLE, ""))
     if named and not is_comfyui(Path(named)):
         log.warning("%s is %s, where no ComfyUI is: it has folders models and custom_nodes.", VARIABLE, named)
     usual = (root / name for root, name in product(roots(), USUAL))
-    places = [*([Path(named)] if named else []), CHECKOUT.parents[1], *usual]
+    places = [*([Path(named)] if named else []), CHECKOUT.parent.parent, *usual]
     return list(dict.fromkeys(place.resolve() for place in places if is_comfyui(place)))
 
 

@@ -73,7 +73,8 @@ def check_base(path: Path) -> None:
 
 def _read(path: Path, dtype: torch.dtype, read: Read) -> Base:
     path = Path(path)
-    check_exists(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no base model at {path}; give a diffusers folder or a .safetensors file")
     try:
         return _from_folder(path, dtype, read) if path.is_dir() else _from_file(path, dtype, read)
     except ValueError as error:
@@ -92,12 +93,6 @@ def check_trainable(path: Path, base: Base) -> None:
             f"{path} predicts epsilon on a schedule with zero terminal SNR, where nothing can be learnt from it; such"
             " models predict the velocity: mend prediction_type in its scheduler_config.json"
         )
-
-
-def check_exists(path: Path) -> None:
-    """Raise FileNotFoundError where there is no base: commands ask before they read their clips."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no base model at {path}; give a diffusers folder or a .safetensors file")
 
 
 def check_finite(path: Path, name: str, part: nn.Module) -> None:

@@ -6,20 +6,20 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...networks.atomic import write_bytes
 from ...networks.shown import shown
 from ..base.auto import resolve_base
 from ..base.comfyui import find_comfyuis
-from ..clips.find import find_clips
+from ..base.load import Base
+from ..clips.find import Source, find_clips
 from ..config import recorded
 from ..measures.clips import Measured, measure_set, usable
 from ..measures.networks import Networks, distances, load_networks, network_numbers, too_few
 from ..measures.pictures import write_pictures
 from ..measures.report import Row, as_csv, as_json, clip_table, distance_told, remarks_table, row_of, set_table
 from ..options import EvaluateOptions
-from ..run.generate import Generation, generate, read_prompts
+from ..run.generate import CLIPS, Generation, generate, read_prompts
+from ..show.progress import counted, working
 
 Sets = dict[str, list[Measured]]
 
@@ -28,9 +28,13 @@ def evaluate(options: EvaluateOptions) -> None:
     """Measure every clip of each set; print the tables and write them, with pictures."""
     if options.base:
         options = options.model_copy(update={"base": resolve_base(options.base, find_comfyuis())})
+    made = [options.output / CLIPS] if options.generate else []
+    places = named([*filter(None, [options.reference]), *made, *options.videos])
+    found = {name: clips_in(path, options) for name, path in places.items() if path not in made}
     networks = load_networks(options.clip, options.features, options.base, options.fvd)
-    paths = [*filter(None, [options.reference]), *generated(options), *options.videos]
-    sets = {name: measured_clips(path, options) for name, path in named(paths).items()}
+    if options.generate:  # what takes hours comes after all that may be wrong
+        sample(options, networks.base)
+    sets = {name: measured(found.get(name) or clips_in(path, options), options) for name, path in places.items()}
     rows = {name: rows_of(clips, networks, options) for name, clips in sets.items()}
     for name, of_set in rows.items():
         print(f"\n{shown(name)}\n{clip_table(of_set)}")
@@ -39,13 +43,11 @@ def evaluate(options: EvaluateOptions) -> None:
     write(rows, sets, far, options)
 
 
-def generated(options: EvaluateOptions) -> list[Path]:
-    """Return the set of the motion file's clips, sampled as far as they are not there yet, or none."""
-    if not options.generate:
-        return []
-    prompts = read_prompts(options.prompts)
+def sample(options: EvaluateOptions, base: Base | None) -> None:
+    """Sample the clips of the motion file, as far as they are not there yet."""
+    assert options.generate and options.prompts and options.base and base, "the options go together"
     of_clip = options.seeds, options.frames, options.size, options.steps, options.guidance
-    return [generate(Generation(options.generate, options.base, prompts, *of_clip), options.output)]
+    generate(Generation(options.generate, options.base, read_prompts(options.prompts), *of_clip), base, options.output)
 
 
 def named(paths: list[Path]) -> dict[str, Path]:
@@ -56,14 +58,19 @@ def named(paths: list[Path]) -> dict[str, Path]:
     return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths)}
 
 
-def measured_clips(videos: Path, options: EvaluateOptions) -> list[Measured]:
-    sources = list(islice(find_clips(videos, options.caption), options.first))
+def clips_in(videos: Path, options: EvaluateOptions) -> list[Source]:
+    return list(islice(find_clips(videos, options.caption), options.first))
+
+
+def measured(sources: list[Source], options: EvaluateOptions) -> list[Measured]:
     return usable(measure_set(sources, options.fps, options.cache, options.processes), options.skip_bad)
 
 
 def rows_of(clips: list[Measured], networks: Networks, options: EvaluateOptions) -> list[Row]:
-    looked_at = tqdm(clips, desc="networks", unit="clip", leave=False, disable=networks == Networks())
-    return [row_of(clip, network_numbers(clip, networks, options.fps, options.cache)) for clip in looked_at]
+    with working("looking at clips by networks", len(clips), "clip") as bar:
+        return [
+            row_of(clip, network_numbers(clip, networks, options.fps, options.cache)) for clip in counted(clips, bar)
+        ]
 
 
 def distances_of(sets: Sets, networks: Networks, options: EvaluateOptions) -> dict[str, dict[str, float]]:

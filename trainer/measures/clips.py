@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,10 +13,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import nan
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ...networks.atomic import write_bytes
 from ...samplers.measures import ClipMeasures, measure
@@ -25,22 +26,25 @@ from ..clips.frames import Frames
 from ..clips.shards import opened
 from ..clips.shot import ClipError
 from ..clips.source import Source
+from ..show.progress import counted, working
 
 log = logging.getLogger("stillmotion")
 
-FORMAT = 1  # raised when a measure changes, so that old numbers are not taken for new ones
+FORMAT = 2  # raised when a measure changes, so that old numbers are not taken for new ones
 FOLDER_FPS = 8.0  # frames a second of a folder of pictures, which knows no times
 PER_PROCESS = 16  # clips that pay for the start of another process
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A clip and its numbers, or the problem why it has none; `fps` and `size` (width, height) of what was measured."""
+    """A clip and its numbers, or the problem why it has none; `fps` and `size` (width, height) of what was measured,
+    `damage` that ended it before its end."""
 
     source: Source
     fps: float = nan
     size: tuple[int, int] = (0, 0)
     numbers: ClipMeasures | None = None
+    damage: str = ""
     problem: str | None = None
 
 
@@ -78,22 +82,24 @@ def measure_set(sources: Sequence[Source], fps: float | None, cache: Path, proce
     """
     one = partial(measure_clip, fps=fps, cache=cache)
     wanted = min(processes, 1 + len(sources) // PER_PROCESS)
-    bar = partial(tqdm, total=len(sources), desc="measuring", unit="clip", leave=False)
-    if wanted == 1:
-        return list(bar(map(one, sources)))
-    with ProcessPoolExecutor(wanted, multiprocessing.get_context("spawn"), initializer=keep_to_one_core) as pool:
-        try:
-            return list(bar(pool.map(one, sources, chunksize=4)))
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "A process ended while it measured clips, out of memory or in a decoder; --processes 1 needs less"
-                " memory, and its bar shows at which clip"
-            ) from error
+    with working("measuring", len(sources), "clip") as bar:
+        if wanted == 1:
+            return list(counted(map(one, sources), bar))
+        with ProcessPoolExecutor(wanted, multiprocessing.get_context("spawn"), initializer=become_worker) as pool:
+            try:
+                return list(counted(pool.map(one, sources, chunksize=4), bar))
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    "A process ended while it measured clips, out of memory or in a decoder; --processes 1 needs less"
+                    " memory, and its bar shows at which clip"
+                ) from error
 
 
-def keep_to_one_core() -> None:
+def become_worker() -> None:
+    """Keep a process of a pool to one core, and leave Ctrl-C to the one that started it."""
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -109,22 +115,26 @@ def measure_clip(source: Source, fps: float | None, cache: Path) -> Measured:
                 write_numbers(path, known)
     except ClipError as error:
         return Measured(source, problem=str(error))
-    rate, size, numbers = known
-    return Measured(source, rate, size, numbers)
+    return Measured(source, *known)
 
 
-Numbers = tuple[float, tuple[int, int], ClipMeasures]
+class Numbers(NamedTuple):
+    """What is kept of a clip, see `Measured`."""
+
+    fps: float
+    size: tuple[int, int]
+    numbers: ClipMeasures
+    damage: str
 
 
 def measured_now(clip: Source, fps: float | None) -> Numbers:
     frames = ClipFrames(clip, fps)
     numbers = measure(frames)
-    return frames.rate, frames.shots.size, numbers
+    return Numbers(frames.rate, frames.shots.size, numbers, frames.shots.damage)
 
 
-def write_numbers(path: Path, numbers: Numbers) -> None:
-    rate, size, measures = numbers
-    write_bytes(path, json.dumps({"rate": rate, "size": size, **without_nan(asdict(measures))}).encode())
+def write_numbers(path: Path, known: Numbers) -> None:
+    write_bytes(path, json.dumps({**known._asdict(), "numbers": without_nan(asdict(known.numbers))}).encode())
 
 
 def read_numbers(path: Path) -> Numbers | None:
@@ -132,9 +142,10 @@ def read_numbers(path: Path) -> Numbers | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        rate, size, curve = values.pop("rate"), tuple(values.pop("size")), tuple(values.pop("differences"))
-        return rate, size, ClipMeasures(**{k: nan if v is None else v for k, v in values.items()}, differences=curve)
+        known = json.loads(path.read_text(encoding="utf-8"))
+        values = {name: nan if value is None else value for name, value in known["numbers"].items()}
+        numbers = ClipMeasures(**{**values, "differences": tuple(values["differences"])})
+        return Numbers(known["fps"], tuple(known["size"]), numbers, known["damage"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning("%s is damaged and is made again (%s)", path, error)
         return None

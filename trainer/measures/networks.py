@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...samplers.factors import appearance_factor, appearance_similarity, motion_factors
 from ..base.clip_model import ClipModel, clipsim, consistency, load_clip
@@ -22,10 +21,11 @@ from ..clips.cache import cached, content_hash, encode_clip_frames, joined, name
 from ..clips.decoding import CELL
 from ..clips.shards import opened
 from ..clips.source import Source
+from ..show.progress import counted, working
 from .clips import ClipFrames, Measured
 from .statistics import frechet_distance
 
-AT_ONCE = 16  # frames that a network sees at a time
+AT_ONCE, PIXELS = 16, 16 * 512 * 320  # frames that a network sees at a time, and pixels of all of them
 ENOUGH = 256  # clips from which on a Fréchet distance orders sets
 
 
@@ -63,9 +63,15 @@ def seer_of(model: FeatureModel, of_frames: Callable[[Tensor], Tensor], what: st
 
 
 def chunks_of(source: Source, fps: float | None) -> Iterator[np.ndarray]:
-    """Return the frames of a clip, a few at a time, uint8 (frames, height, width, 3)."""
-    frames = iter(ClipFrames(source, fps))
-    while chunk := list(islice(frames, AT_ONCE)):
+    """Yield the frames of a clip, a few at a time, uint8 (frames, height, width, 3): of large ones fewer, for
+    what a network makes of them on its way is many times as large."""
+    chunk = []
+    for frame in ClipFrames(source, fps):
+        chunk.append(frame)
+        if len(chunk) == AT_ONCE or len(chunk) * frame[..., 0].size >= PIXELS:
+            yield np.stack(chunk)
+            chunk = []
+    if chunk:
         yield np.stack(chunk)
 
 
@@ -82,8 +88,7 @@ def network_numbers(clip: Measured, networks: Networks, fps: float | None, cache
     if networks.clip:
         seen = embeddings(source, networks.clip_images, fps, cache)
         numbers["consistency"] = consistency(seen)
-        known = source.caption and clipsim(seen, networks.clip.of_text(source.caption))
-        numbers["clipsim"] = known if source.caption else math.nan
+        numbers["clipsim"] = clipsim(seen, networks.clip.of_text(source.caption)) if source.caption else math.nan
     if networks.features:
         seen = embeddings(source, networks.features, fps, cache)
         numbers["appearance_factor"] = appearance_factor(appearance_similarity(seen)).item()
@@ -114,10 +119,11 @@ def features_of_set(clips: Sequence[Measured], seer: Seer, fps: float | None, ca
     """Return two features of each clip, (clips, width): "look", the mean of its frames' embeddings, and "change", the
     mean absolute difference from frame to frame, by which a set of frozen clips is far from one that moves."""
     looks, changes = [], []
-    for clip in tqdm(clips, desc="looking at clips", unit="clip", leave=False):
-        seen = embeddings(clip.source, seer, fps, cache)
-        looks.append(seen.mean(0).numpy())
-        changes.append(seen.diff(dim=0).abs().mean(0).numpy())
+    with working("comparing sets", len(clips), "clip") as bar:
+        for clip in counted(clips, bar):
+            seen = embeddings(clip.source, seer, fps, cache)
+            looks.append(seen.mean(0).numpy())
+            changes.append(seen.diff(dim=0).abs().mean(0).numpy())
     return {"look": np.stack(looks), "change": np.stack(changes)}
 
 
@@ -138,17 +144,22 @@ def seen_by_i3d(clips: Sequence[Measured], i3d: I3d, fps: float | None, cache: P
     Raises:
         ValueError: a clip has fewer.
     """
-    name = weights_hash(i3d.model)
-    features = []
-    for clip in tqdm(clips, desc="I3D", unit="clip", leave=False):
-        if clip.numbers.frames < FRAMES:
-            raise ValueError(
-                f"{clip.source.name} has {clip.numbers.frames} frames; FVD is of clips of {FRAMES} or more"
-            )
-        with opened(clip.source) as source:
-            path = cache / f"{name_of('i3d', content_hash(source.path), fps, name)}.safetensors"
-            features.append(cached(path, lambda: i3d.of_clip(to_network(first_frames(source, fps)))))  # noqa: B023
+    name, features = weights_hash(i3d.model), []
+    with working("looking at clips by I3D", len(clips), "clip") as bar:
+        for clip in counted(clips, bar):
+            if clip.numbers.frames < FRAMES:
+                raise ValueError(
+                    f"{clip.source.name} has {clip.numbers.frames} frames; FVD is of clips of {FRAMES} or more"
+                )
+            features.append(seen_in_clip(clip.source, i3d, name, fps, cache))
     return {"fvd": torch.cat(features).numpy()}
+
+
+def seen_in_clip(source: Source, i3d: I3d, name: str, fps: float | None, cache: Path) -> Tensor:
+    """Return what I3D, of which `name` is a hash, sees in a clip, (1, 400), from the cache or computed now."""
+    with opened(source) as clip:
+        path = cache / f"{name_of('i3d', content_hash(clip.path), fps, name)}.safetensors"
+        return cached(path, lambda: i3d.of_clip(to_network(first_frames(clip, fps))))
 
 
 def first_frames(source: Source, fps: float | None) -> np.ndarray:

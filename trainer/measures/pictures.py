@@ -16,7 +16,7 @@ from .clips import ClipFrames, Measured
 from .report import METRICS, Row, said, written
 
 DRAWN = 40  # clips of a set that have a row
-FRAMES = 64  # of each, at most
+FRAMES, SIDE = 64, 512  # of each, at most; and pixels of their longer side
 
 
 def write_pictures(
@@ -42,7 +42,14 @@ def in_the_plot(row: Row) -> tuple[float, float]:
 
 def picture_of(row: Row, clip: Measured, fps: float | None) -> Image.Image:
     with opened(clip.source) as source:
-        frames = np.stack(list(islice(ClipFrames(source, fps), FRAMES)))
+        frames = np.stack([small(frame) for frame in islice(ClipFrames(source, fps), FRAMES)])
     motion, error = (written(row.values[name], name) for name in ("motion", "warping_error"))
     label = f"{shown(row.name)}\nmotion {motion} %, warping error {error}\n{said(row)}"
     return clip_row(label, frames, clip.numbers.differences)
+
+
+def small(frame: np.ndarray) -> np.ndarray:
+    """Scale a frame down to what a row can show: those of a camera's clip would take gigabytes."""
+    picture = Image.fromarray(frame)
+    picture.thumbnail((SIDE, SIDE))
+    return np.asarray(picture)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...networks.shown import shown
 from ...samplers.measures import ClipMeasures, moves_of_itself, remarks
+from ..clips.kinds import CLIP_SUFFIXES, STILLS
 from .clips import Measured, without_nan
 from .statistics import Interval, bootstrap_difference, bootstrap_mean
 
@@ -70,20 +71,34 @@ def row_of(clip: Measured, more: Mapping[str, float]) -> Row:
     numbers, source = clip.numbers, clip.source
     known = {f.name: getattr(numbers, f.name) for f in fields(ClipMeasures) if f.name in METRICS} | dict(more)
     values = {name: known[name] for name in METRICS if name in known}
-    moves = moves_of_itself(numbers, clip.fps)
-    return Row(source.name, source.caption, numbers.frames, clip.fps, values, moves, remarks(numbers, clip.fps))
+    moves, damaged = moves_of_itself(numbers, clip.fps), {"damaged": clip.damage} if clip.damage else {}
+    said_of = damaged | remarks(numbers, clip.fps)
+    return Row(source.name, source.caption, numbers.frames, clip.fps, values, moves, said_of)
+
+
+def rows_that_count(rows: Sequence[Row], name: str) -> list[Row]:
+    """Return the rows whose numbers of one metric count."""
+    return [row for row in rows if row.moves or METRICS[name].always]
 
 
 def numbers_of(rows: Sequence[Row], name: str) -> dict[str, float]:
-    """Return the numbers of one metric by the names of clips without suffix, as far as they count."""
-    counted = [row for row in rows if row.moves or METRICS[name].always]
-    return {PurePath(row.name).with_suffix("").as_posix(): row.values.get(name, math.nan) for row in counted}
+    """Return the numbers of one metric by the names of clips, as far as they count: without suffix, since a set may
+    hold the same clips in another form, but where two of the set would have one name."""
+    stems = Counter(map(stem_of, rows))
+    named = ((stem_of(row), row) for row in rows_that_count(rows, name))
+    return {stem if stems[stem] == 1 else row.name: row.values.get(name, math.nan) for stem, row in named}
+
+
+def stem_of(row: Row) -> str:
+    path = PurePath(row.name)
+    return (path.with_suffix("") if path.suffix.lower() in CLIP_SUFFIXES | STILLS else path).as_posix()
 
 
 def summary(rows: Sequence[Row], seed: int) -> dict[str, Interval]:
     """Return mean and interval of each metric that the rows have."""
     names = [name for name in METRICS if any(name in row.values for row in rows)]
-    return {name: bootstrap_mean(np.array(list(numbers_of(rows, name).values())), seed) for name in names}
+    values = {name: np.array([row.values.get(name, math.nan) for row in rows_that_count(rows, name)]) for name in names}
+    return {name: bootstrap_mean(of_clips, seed) for name, of_clips in values.items()}
 
 
 def differences(ours: Sequence[Row], theirs: Sequence[Row], seed: int) -> dict[str, tuple[Interval, bool]]:
@@ -127,9 +142,10 @@ def set_table(sets: Mapping[str, Sequence[Row]], seed: int) -> str:
 
 
 def pairing(name: str, first: str, known: Mapping[str, tuple[Interval, bool]]) -> str:
-    if any(paired for _, paired in known.values()):
-        return f"{shown(name)} and {shown(first)}: clips of one name are compared with each other"
-    return f"{shown(name)} and {shown(first)}: no clip of one has the name of one of the other; compared as two samples"
+    sets, pairs = f"{shown(name)} and {shown(first)}", [interval.clips for interval, paired in known.values() if paired]
+    if pairs:
+        return f"{sets}: compared clip by clip, the {max(pairs)} that have one name in both"
+    return f"{sets}: no clip of one has the name of one of the other; compared as two samples"
 
 
 def remarks_table(sets: Mapping[str, Sequence[Row]]) -> str:

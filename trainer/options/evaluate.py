@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from ..config import Options
-from .common import CellSize, Seed
+from .common import LARGEST_SEED, CellSize
 
 
 class GenerateOptions(Options):
@@ -51,7 +51,9 @@ class EvaluateOptions(GenerateOptions):
     first: Annotated[int | None, Field(ge=1, description="so many clips of each set are looked at; none: all")] = None
     skip_bad: Annotated[bool, Field(description="go on without the clips that cannot be measured")] = False
     processes: Annotated[int, Field(ge=1, le=256, description="processes that measure clips, where there are many")] = 2
-    seed: Seed = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="seed of the draws that intervals come from, and of no clip")
+    ] = 0
     output: Annotated[Path, Field(description="folder for evaluation.json, clips.csv and pictures")] = Path(
         "evaluation"
     )

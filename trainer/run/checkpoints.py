@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import pickle
 import zipfile
@@ -16,6 +17,7 @@ from ...networks.shown import shown
 from ..base.division import gather, load, load_optimizer
 from ..config import flag_of
 from .loop import Training
+from .saves import numbered
 
 FORMAT = 4
 STATES = "state-{:06d}.pt"
@@ -113,13 +115,13 @@ def read_state(path: Path) -> dict:
 
 
 def keep_latest(folder: Path, patterns: tuple[str, ...], keep: int) -> None:
-    """Delete all but the newest `keep` files of each pattern; names carry the step, so their order is that of time.
+    """Delete all but the newest `keep` files of each pattern, see `numbered`.
 
     What a killed process had not finished goes as well, so no other process may be writing into the folder.
     """
     for pattern in patterns:
-        remove_unfinished(folder, pattern)
-        for path in sorted(folder.glob(pattern))[:-keep]:
+        remove_unfinished(folder, "*".join(map(glob.escape, pattern.rsplit("*", 1))))
+        for path in numbered(folder, pattern)[:-keep]:
             path.unlink(missing_ok=True)
 
 

@@ -35,7 +35,7 @@ class Sample:
     def __str__(self) -> str:
         """Return frame difference in latents, and motion as mean optical flow: a clip that stands still has zeros."""
         difference, flow = mean_frame_difference(self.latents), motion_amount(self.frames).flow
-        return f"{self.name}: latent frame difference {difference:.3f}, optical flow {flow:.2f} % of the width"
+        return f"{self.name}: latent frame difference {difference:.3f}, optical flow {flow:.2f} % of the longer side"
 
 
 def load_motion(base: Base, motion: Path | None) -> InflatedUNet:

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from ...networks.atomic import replacing
-from ..base.auto import AUTO
+from ..base.auto import AUTO, name_in
 from ..base.comfyui import is_comfyui
 
 log = logging.getLogger("stillmotion")
@@ -20,17 +20,17 @@ NO = Path("no")
 MOTIONS, WORKFLOWS = "models/stillmotion", "user/default/workflows"
 
 
-def place_to_install(asked: Path, comfyuis: Sequence[Path]) -> Path:
+def place_to_install(asked: Path, comfyuis: Sequence[Path], base: Path) -> Path:
     """Return the ComfyUI that a result is put into, or NO.
 
     Args:
-        asked: a ComfyUI's folder, NO, or AUTO, which is the first of `comfyuis`.
+        asked: a ComfyUI's folder, NO, or AUTO: of `comfyuis` the first that lists the base, or else the first.
 
     Raises:
         ValueError: what was asked for is no ComfyUI.
     """
     if asked == AUTO:
-        return comfyuis[0] if comfyuis else NO
+        return next((comfyui for comfyui in comfyuis if name_in(comfyui, base)), comfyuis[0] if comfyuis else NO)
     if asked != NO and not is_comfyui(asked):
         raise ValueError(f"--install is {asked}, where no ComfyUI is: its folder has models and custom_nodes in it")
     return asked

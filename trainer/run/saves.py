@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tomllib
 from pathlib import Path
 
@@ -27,7 +28,19 @@ def saves_of(options: TrainOptions) -> Path:
 
 def saved_states(folder: Path) -> list[Path]:
     """Return the saves in a folder, oldest first."""
-    return sorted(folder.glob("state-*.pt"))
+    return numbered(folder, "state-*.pt")
+
+
+def numbered(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a name with a step in it, in the order of steps; what people put beside them, such as a copy
+    of one, is none of them.
+
+    Args:
+        pattern: the name, in which the last "*" stands for the step, and all else for itself.
+    """
+    names = re.compile(r"(\d{6,})".join(map(re.escape, pattern.rsplit("*", 1))))
+    steps = {path: int(found[1]) for path in folder.glob("*") if (found := names.fullmatch(path.name))}
+    return sorted(steps, key=steps.__getitem__)
 
 
 def last_save(options: TrainOptions) -> Path | None:

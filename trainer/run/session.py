@@ -64,8 +64,9 @@ def begin(options: TrainOptions) -> Session:
     save = last_save(options)
     base = base_of_run(options) if save and options.base == AUTO else options.base
     with working("looking for ComfyUI and image models"):
-        comfyuis = find_comfyuis() if not base.exists() or options.install == AUTO else []
-        base, install = resolve_base(base, comfyuis), place_to_install(options.install, comfyuis)
+        comfyuis = find_comfyuis() if AUTO in (base, options.install) or not base.exists() else []
+        base = resolve_base(base, comfyuis)
+        install = place_to_install(options.install, comfyuis, base)
     found = {"base": base, "install": install, "precision": resolved_precision(options)}
     options = options.model_copy(update=found)
     return Session(options, make_accelerator(options), save)

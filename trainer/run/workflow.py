@@ -14,7 +14,6 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "workflows"
 TEMPLATE, OF_A_STILL = TEMPLATES / "few_shot_motion.json", TEMPLATES / "spatial_prior.json"
 OF_AN_IMAGE = TEMPLATES / "image_to_video.json"
 WITH_DIALS = TEMPLATES / "motion_factor.json"
-UNKNOWN = {"motion": 500.0, "appearance": 0.0}
 WHOLE = "temporal", "resampling", "mapping", "tokens", "motion", "appearance", "condition"
 """Parts that the loader for few-shot motion alone does not speak of."""
 GUIDANCE = "StillmotionMotionAppearanceGuidance"

@@ -14,6 +14,8 @@ from typing import TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ...networks.shown import shown
+
 T = TypeVar("T")
 
 log = logging.getLogger("stillmotion")
@@ -23,6 +25,9 @@ REDRAWN = 1.0
 
 FIRST_LINE, MORE_RARELY, RAREST = 10.0, 1.5, 600.0
 """Elsewhere: seconds until the first line, by how much longer each pause is than the one before, and the longest."""
+
+LONGEST = 60
+"""Letters of what is being worked on, which may hold the name of a file: the bar itself needs room."""
 
 COUNTED = "{desc}: {n_fmt} of {total_fmt} {unit}s in {elapsed}, about {remaining} left{postfix}"
 WITHOUT_END = "{desc}: {n_fmt} {unit}s in {elapsed}"
@@ -60,7 +65,7 @@ def working(
     hidden = hidden or os.environ.get("RANK", "0") != "0"
     on_terminal = sys.stderr.isatty()
     bar = tqdm(
-        desc=what,
+        desc=shown(what, LONGEST),
         total=total,
         unit=unit or "",
         initial=initial,

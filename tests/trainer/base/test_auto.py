@@ -127,6 +127,18 @@ def test_a_base_is_called_as_comfyui_lists_it(comfyui, models):
     assert listed_name(path, []) == "a.safetensors"
 
 
+def test_dots_and_links_on_the_way_to_a_base_change_nothing_of_its_name(comfyui, models, tmp_path, monkeypatch):
+    checkpoint(comfyui, "sd15/a.safetensors", models / "toy.safetensors")
+    (comfyui / "custom_nodes").mkdir()
+    monkeypatch.chdir(comfyui / "custom_nodes")
+    (tmp_path / "link").symlink_to(comfyui, target_is_directory=True)
+    name = str(Path("sd15/a.safetensors"))
+    assert listed_name(Path("../models/checkpoints/sd15/a.safetensors"), [comfyui]) == name
+    assert listed_name(tmp_path / "link/models/checkpoints/sd15/a.safetensors", [comfyui]) == name
+    (comfyui / "models/checkpoints/b.safetensors").symlink_to(models / "toy.safetensors")
+    assert listed_name(comfyui / "models/checkpoints/b.safetensors", [comfyui]) == "b.safetensors"
+
+
 def test_links_that_go_round_end_and_a_model_counts_once(comfyui, models, tmp_path):
     path = checkpoint(comfyui, "a.safetensors", models / "toy.safetensors")
     path.with_name("b.safetensors").symlink_to(path)
@@ -223,8 +235,11 @@ def test_a_base_that_is_named_is_taken_as_it_is(comfyui, models, tmp_path):
     assert (
         resolve_base(Path("a.safetensors"), [comfyui]) == resolve_base(Path("sd15/a.safetensors"), [comfyui]) == there
     )
-    with pytest.raises(FileNotFoundError, match="no base model at"):
+    with pytest.raises(FileNotFoundError, match="no base model at .*y, and ComfyUI lists none of this name; give a"):
         resolve_base(tmp_path / "y", [comfyui])
+    there.rename(there.with_name("dreamshaper_8.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"; did you mean dreamshaper_8\.safetensors\?"):
+        resolve_base(Path("dreamshaper_8"), [comfyui])
 
 
 def test_the_gate_at_the_headers_refuses_what_the_whole_gate_refuses(models, tmp_path):

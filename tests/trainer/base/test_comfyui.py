@@ -38,6 +38,27 @@ def test_the_roots_are_home_and_where_one_is(monkeypatch, tmp_path):
     assert {Path.home(), tmp_path, Path(comfyui.__file__).parents[3]} <= set(comfyui.roots())
 
 
+def test_a_checkout_at_the_root_of_a_disk_stops_no_search(machine, monkeypatch):
+    usual = new_comfyui(machine / "ComfyUI")
+    monkeypatch.setattr(comfyui, "CHECKOUT", Path("/stillmotion"))  # as in a container
+    assert find_comfyuis() == [usual]
+
+
+def test_a_user_whom_the_system_does_not_know_has_no_home_and_no_error(monkeypatch):
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert comfyui.roots()[0] == Path("~")
+
+
+def test_a_variable_may_name_the_home_by_its_sign(machine, monkeypatch):
+    usual, named = (new_comfyui(machine / name) for name in ("ComfyUI", "mine"))
+    monkeypatch.setenv("HOME", str(machine))
+    monkeypatch.setenv("USERPROFILE", str(machine))  # on Windows
+    monkeypatch.setenv("COMFYUI_PATH", "~/mine")
+    assert find_comfyuis() == [named, usual]
+
+
 def test_a_variable_that_names_no_comfyui_is_said_and_the_search_goes_on(machine, monkeypatch, caplog):
     usual = new_comfyui(machine / "ComfyUI")
     monkeypatch.setenv("COMFYUI_PATH", str(machine / "nowhere"))

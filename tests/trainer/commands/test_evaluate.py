@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.cache import to_network
 from stillmotion.trainer.clips.find import find_clips
 from stillmotion.trainer.measures import clips as measuring
+from stillmotion.trainer.measures import networks as seeing
 from stillmotion.trainer.measures.clips import measure_set
 from stillmotion.trainer.measures.networks import too_few
+from stillmotion.trainer.measures.pictures import small
+from stillmotion.trainer.measures.report import row_of
 from stillmotion.trainer.measures.statistics import frechet_distance
 from stillmotion.trainer.toy.faults import FAULTS, moving_clip
 from torch import Generator
@@ -58,7 +62,7 @@ def test_a_frozen_set_has_no_smoothness_and_a_flickering_one_differs(folder, tmp
     lines = {line.split("  ")[0]: line for line in said.splitlines()}
     assert "clip 0  8       8" in said and said.count("hardly moves") == 2 and said.count("sound") == 2
     assert "frozen: still: 2 of 2 clips" in said and "frozen: few of its clips move of themselves" in said
-    assert "flickering and moving: clips of one name are compared with each other" in said
+    assert "flickering and moving: compared clip by clip, the 2 that have one name in both" in said
     report = report_in(tmp_path)
     moving, frozen = (report["sets"][name] for name in ("moving", "frozen"))
     assert (moving["moving"], frozen["moving"]) == (2, 0)
@@ -117,12 +121,51 @@ def test_what_was_measured_is_kept_by_content_and_what_is_damaged_made_again(fol
     assert len(count) == 6, "other frames are other numbers"
 
 
+def test_networks_see_large_frames_a_few_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr(seeing, "PIXELS", 1)
+    (source, _) = find_clips(folder / "moving", "")
+    alone = list(seeing.chunks_of(source, None))
+    monkeypatch.setattr(seeing, "PIXELS", 3 * alone[0][0, ..., 0].size)
+    assert [len(chunk) for chunk in alone] == [1] * 8
+    chunks = list(seeing.chunks_of(source, None))
+    assert [len(chunk) for chunk in chunks] == [3, 3, 2]
+    assert np.array_equal(np.concatenate(chunks), np.concatenate(alone))
+
+
+def test_rows_are_drawn_of_frames_no_larger_than_they_show(folder):
+    (source, _) = find_clips(folder / "moving", "")
+    as_it_is = next(iter(measuring.ClipFrames(source, None)))
+    assert np.array_equal(small(as_it_is), as_it_is)
+    assert small(np.zeros((400, 3000, 3), np.uint8)).shape == (68, 512, 3)
+
+
+def test_a_worker_leaves_ctrl_c_to_the_process_that_started_it():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        measuring.become_worker()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_by_itself_each_frame_is_looked_at_and_with_fps_those_on_screen(tmp_path, write_video):
     frames = np.random.default_rng(0).integers(0, 255, (10, 32, 48, 3), np.uint8)
     write_video(tmp_path / "a.mp4", [k / 20 for k in range(10)], frames, rate=20)
     (whole,), (some,) = (measure_set(find_clips(tmp_path, ""), fps, tmp_path / "cache", 1) for fps in (None, 10.0))
     assert (whole.numbers.frames, whole.fps) == (10, pytest.approx(20)) and (some.numbers.frames, some.fps) == (5, 10)
     assert whole.size == (48, 32)
+
+
+def test_a_clip_that_is_damaged_in_the_middle_is_measured_up_to_there_and_says_so(tmp_path, write_video):
+    frames = np.random.default_rng(0).integers(0, 255, (50, 48, 64, 3), np.uint8)
+    path = write_video(tmp_path / "clip.avi", [k / 25 for k in range(50)], frames, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    path.write_bytes(data)
+    for _ in ("measured", "from the cache"):
+        (clip,) = measure_set(find_clips(path, ""), None, tmp_path / "cache", 1)
+        said = row_of(clip, {}).remarks["damaged"]
+        assert said.startswith(f"damaged or cut off after {clip.numbers.frames} frames") and clip.numbers.frames < 30
 
 
 def test_clips_that_cannot_be_measured_are_named_and_may_be_skipped(folder, tmp_path, capsys):

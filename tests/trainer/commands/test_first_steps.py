@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 
 import pytest
 import tiny_run as tiny
@@ -9,7 +11,7 @@ from accelerate.state import AcceleratorState
 from stillmotion.trainer.base import auto, comfyui
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.options import FewShotOptions
-from stillmotion.trainer.run.saves import base_of_run, last_save
+from stillmotion.trainer.run.session import begin
 
 SMALL = "--size 64x48 --frames 3 --steps 2 --preview-every none"  # what a test cannot do without
 
@@ -62,6 +64,14 @@ def test_a_dry_run_says_all_and_writes_nothing(machine, caplog):
     assert caplog.messages[-1].endswith(f"goes to runs/motion, and the motion file into ComfyUI at {machine}/ComfyUI.")
 
 
+def test_a_folder_that_is_called_auto_is_not_what_auto_means(machine, tmp_path, monkeypatch):
+    (tmp_path / "auto").mkdir()
+    monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state(True)
+    session = begin(FewShotOptions(videos="clips", install="no"))
+    assert session.options.base == machine / "ComfyUI/models/diffusers/mine"
+
+
 def test_the_command_as_typed_ends_in_comfyui_and_says_how_it_is_resumed(machine, capsys, caplog):
     assert fewshot() == 0
     host = machine / "ComfyUI"
@@ -78,9 +88,17 @@ def test_the_command_as_typed_ends_in_comfyui_and_says_how_it_is_resumed(machine
 
 
 def test_a_run_goes_on_with_its_own_base_though_a_better_one_has_come(machine):
-    options = FewShotOptions(videos="clips", output="runs/motion", resume=True)
-    assert last_save(options)
-    assert base_of_run(options) == machine / "ComfyUI/models/diffusers/mine"
+    own = machine / "ComfyUI/models/diffusers/mine"
+    better = shutil.copytree(own, own.with_name("newer"))
+    os.utime(better, (2**31, 2**31))
+    AcceleratorState._reset_state(True)
+    begun, new = (
+        begin(FewShotOptions(videos="clips", output=output, resume=output == "runs/motion"))
+        for output in ("runs/motion", "another")
+    )
+    shutil.rmtree(better)
+    assert begun.save and begun.options.base == own
+    assert new.save is None and new.options.base == better
 
 
 def test_clips_without_captions_are_refused_with_the_shortest_thing_that_works(machine, capsys):

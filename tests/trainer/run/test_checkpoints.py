@@ -156,6 +156,16 @@ def test_only_the_newest_are_kept(tmp_path):
     assert len(list(tmp_path.glob("m-*"))) == 2
 
 
+def test_steps_are_in_the_order_of_their_numbers_and_what_people_put_beside_them_stays(tmp_path):
+    name = "a [b] *c"  # of the run's folder
+    kept = [f"{name}-999999.safetensors", f"{name}-1000000.safetensors", "state-copy.pt", "state-000001 (2).pt"]
+    for file in (*kept, f"{name}-000100.safetensors", f".{name}-000100.safetensors.17.tmp"):
+        (tmp_path / file).touch()
+    keep_latest(tmp_path, ("state-*.pt", f"{name}-*.safetensors"), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    assert saved_states(tmp_path) == []
+
+
 def test_what_a_killed_process_left_is_removed_at_the_next_save(tmp_path):
     for name in (".state-000001.pt.17.tmp", ".m-000001.safetensors.17.tmp", ".other.tmp", "m.tmp"):
         (tmp_path / name).touch()

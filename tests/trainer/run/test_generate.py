@@ -11,10 +11,16 @@ from PIL import Image
 from stillmotion.networks.config import InflationConfig, Temporal
 from stillmotion.networks.motion_file import write_motion_file
 from stillmotion.trainer.base.host import structure_of
+from stillmotion.trainer.base.load import load_base
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.find import find_clips
 from stillmotion.trainer.run.export import fresh_inflation
 from stillmotion.trainer.run.generate import Generation, generate, read_prompts
+
+
+@pytest.fixture(scope="module")
+def base(place):
+    return load_base(place / "base")
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +46,9 @@ def pixels(folder):
 
 
 def test_each_prompt_and_seed_is_a_clip_with_its_caption_and_a_lost_one_is_made_again_alone(
-    place, tmp_path, monkeypatch
+    place, base, tmp_path, monkeypatch
 ):
-    folder = generate(wanted(place), tmp_path / "out")
+    folder = generate(wanted(place), base, tmp_path / "out")
     clips = find_clips(folder)
     assert [clip.caption for clip in clips] == ["a ball rolls"] * 2 + ["ein Ball — 球"] * 2
     made = pixels(folder)
@@ -50,20 +56,29 @@ def test_each_prompt_and_seed_is_a_clip_with_its_caption_and_a_lost_one_is_made_
     (folder / "prompt 0001 seed 0.txt").unlink()  # as if it had been stopped there
     Image.new("RGB", (48, 32)).save(folder / "prompt 0001 seed 0" / "0001.png")
     untouched = (folder / "prompt 0000 seed 1" / "0000.png").stat().st_mtime_ns
-    generate(wanted(place), tmp_path / "out")
+    generate(wanted(place), base, tmp_path / "out")
     again = pixels(folder)
     assert all(np.array_equal(made[name], again[name]) for name in made) and again.keys() == made.keys()
     assert (folder / "prompt 0000 seed 1" / "0000.png").stat().st_mtime_ns == untouched
-    monkeypatch.setattr("stillmotion.trainer.run.generate.load_base", None)
-    generate(wanted(place), tmp_path / "out")  # all are there: no model is loaded
+    monkeypatch.setattr("stillmotion.trainer.run.generate.load_motion", None)
+    generate(wanted(place), base, tmp_path / "out")  # all are there: no motion file is loaded
 
 
-def test_seeds_differ_and_other_settings_do_not_go_into_the_same_folder(place, tmp_path):
-    folder = generate(wanted(place), tmp_path / "out")
+def test_seeds_differ_and_other_settings_do_not_go_into_the_same_folder(place, base, tmp_path):
+    folder = generate(wanted(place), base, tmp_path / "out")
     made = pixels(folder)
     assert not np.array_equal(made["prompt 0000 seed 0/0000.png"], made["prompt 0000 seed 1/0000.png"])
     with pytest.raises(ValueError, match=r"holds clips of other settings \(steps\); choose another --output"):
-        generate(wanted(place, steps=3), tmp_path / "out")
+        generate(wanted(place, steps=3), base, tmp_path / "out")
+    for damaged in ("{", "[]"):
+        (tmp_path / "out/generated.json").write_text(damaged)
+        with pytest.raises(ValueError, match="generated.json, which says how .* cannot be read .*; choose another --o"):
+            generate(wanted(place), base, tmp_path / "out")
+
+
+def test_prompts_as_powershell_writes_them_are_read(tmp_path):
+    (tmp_path / "p.txt").write_text("a ball\r\nein Ball — 球\r\n", encoding="utf-16")
+    assert read_prompts(tmp_path / "p.txt") == ("a ball", "ein Ball — 球")
 
 
 @pytest.mark.parametrize(
@@ -88,3 +103,10 @@ def test_evaluate_makes_the_clips_and_measures_them(place, tmp_path, capsys):
     )
     assert main([str(word) for word in words if word not in ("--prompts", place / "prompts.txt")]) == 2
     assert "--generate, --prompts and --base go together" in capsys.readouterr().err
+
+
+def test_a_set_that_is_not_there_is_told_of_before_anything_is_sampled(place, tmp_path, capsys):
+    words = ["evaluate", "--generate", place / "motion.safetensors", "--base", place / "base", "--videos", "nowhere"]
+    words += ["--prompts", place / "prompts.txt", "--size", "48x32", "--frames", "3", "--output", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -76,7 +76,20 @@ def test_a_comfyui_without_the_nodes_is_told_of_them(run, comfyui):
 
 
 def test_where_it_goes(comfyui, tmp_path):
-    assert place_to_install(AUTO, [comfyui, tmp_path]) == comfyui and place_to_install(AUTO, []) == NO
-    assert place_to_install(NO, [comfyui]) == NO and place_to_install(comfyui, []) == comfyui
+    base = tmp_path / "elsewhere.safetensors"
+    for asked, comfyuis, place in (
+        (AUTO, [comfyui, tmp_path], comfyui),
+        (AUTO, [], NO),
+        (NO, [comfyui], NO),
+        (comfyui, [], comfyui),
+    ):
+        assert place_to_install(asked, comfyuis, base) == place
     with pytest.raises(ValueError, match="--install is .*, where no ComfyUI is"):
-        place_to_install(Path(tmp_path), [comfyui])
+        place_to_install(Path(tmp_path), [comfyui], base)
+
+
+def test_of_several_comfyuis_it_goes_into_the_one_that_lists_the_base(comfyui, tmp_path):
+    base = tmp_path / "second/models/checkpoints/sd15/a.safetensors"
+    base.parent.mkdir(parents=True)
+    base.touch()
+    assert place_to_install(AUTO, [comfyui, tmp_path / "second"], base) == tmp_path / "second"

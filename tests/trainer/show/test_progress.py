@@ -41,7 +41,8 @@ def test_a_bar_goes_on_moving_while_a_step_takes_long(terminal):
     assert shown.getvalue().rstrip(" ").endswith("\r"), "and is taken away"
 
 
-def test_what_is_quick_is_not_seen(terminal):
+def test_what_is_quick_is_not_seen(terminal, monkeypatch):
+    monkeypatch.setattr(progress, "REDRAWN", 60)  # a busy machine is not quick
     with terminal() as shown, working("encoding", 3, "frame") as bar:
         bar.update(3)
     assert shown.getvalue().strip() == ""
@@ -62,7 +63,8 @@ def test_work_of_one_piece_is_not_silent(log_file):
     assert log_file.messages == ["loading: 00:00"]
 
 
-def test_what_is_quick_leaves_no_line_and_what_has_no_end_counts(log_file):
+def test_what_is_quick_leaves_no_line_and_what_has_no_end_counts(log_file, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_LINE", 60)
     with working("loading"):
         pass
     assert not log_file.messages
@@ -85,6 +87,13 @@ def test_a_log_message_does_not_break_the_bar(terminal, monkeypatch):
         with working("training", 3, "step", leave=True):
             logging.getLogger("stillmotion").warning("a clip is left out")
     assert re.search("0/3 .*\r *\ra clip is left out\n\rtraining: ", shown.getvalue())
+
+
+def test_a_terminal_obeys_no_name_of_a_file(terminal):
+    with terminal() as shown, working("encoding \x1b]0;title\x07\n" + 500 * "x", 2, "frame", leave=True):
+        pass
+    assert "encoding \\x1b]0;title" in shown.getvalue() and "\x07" not in shown.getvalue()
+    assert 70 * "x" not in shown.getvalue()
 
 
 @pytest.mark.parametrize("process", [0, 1])
