@@ -28,7 +28,7 @@ def outputs_of(schema):
 
 
 def numbers(text):
-    return sorted(re.findall(r"\d+(?:\.\d+)?", text))
+    return sorted(re.findall(r"(?:(?<!\w)-)?\d+(?:\.\d+)?", text))
 
 
 def kept(tooltip, schema):
