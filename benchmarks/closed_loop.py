@@ -49,7 +49,7 @@ from torch.nn.functional import mse_loss
 from tqdm import trange
 
 SIZE, FRAMES, FPS = (64, 64), 6, 8.0
-FARTHEST, PERIOD = 0.2, 5  # of the width; the last frame is where the first one was
+FARTHEST, PERIOD, RADIUS = 0.2, 5, 0.4  # of the width; the last frame is where the first one was
 WIDTHS, PICTURES = (64, 128), 4000
 TOKENS = 16  # captions are short, and every frame attends to all of 77
 BLOCKS = ("convolution",) * 2
@@ -60,7 +60,7 @@ def varied_clip(scene, other, far, angle, phase, change):
     """Return frames of a shape that swings about the middle while it takes on the colour `other`."""
     way = far * torch.sin(math.tau * (phase + torch.arange(FRAMES) / PERIOD))
     centres = 0.5 + way[:, None] * torch.tensor([math.sin(angle), math.cos(angle)])
-    radii = torch.full((FRAMES,), 0.3)
+    radii = torch.full((FRAMES,), RADIUS)
     ends = [draw([scene._replace(colour=colour)] * FRAMES, centres, radii, SIZE) for colour in (scene.colour, other)]
     share = change * torch.linspace(0, 1, FRAMES).view(-1, 1, 1, 1)
     return to_bytes(torch.lerp(*ends, share))
