@@ -31,6 +31,25 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=1, help="times the number of damaged inputs in tests/test_fuzz.py")
 
 
+SHARED = "server", "on_two_processes"
+"""Fixtures that take longer to start than most of their tests, and are there once for all of them."""
+
+LONGEST_FIRST = "tests/trainer", "tests/comfyui"
+
+
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads what is said here
+def pytest_collection_modifyitems(config, items):
+    """For `--dist loadgroup`: in one process are the tests of a file, and all files of what is started once; large
+    groups come first, so that processes end together."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    group = {item.path: item.path.relative_to(ROOT).as_posix() for item in items}
+    group |= {item.path: name for item in items for name in SHARED if name in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group[item.path]))
+    items.sort(key=lambda item: (group[item.path] not in SHARED, not group[item.path].startswith(LONGEST_FIRST)))
+
+
 @pytest.fixture(autouse=True)
 def seed():
     import torch  # here, so that what is above is said at once

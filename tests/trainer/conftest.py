@@ -80,3 +80,20 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_base_and_clips(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def on_two_processes(tmp_path_factory):
+    """Runs a command on two processes that share the work in one way, see `two_processes.Pair.run`."""
+    import two_processes
+
+    pairs = {}
+
+    def run(way, words, **changes):
+        if way not in pairs:
+            pairs[way] = two_processes.Pair(way, tmp_path_factory.mktemp("processes"))
+        return pairs[way].run(words, **changes)
+
+    yield run
+    for pair in pairs.values():
+        pair.stop()
