@@ -1,3 +1,4 @@
+import shutil
 import tempfile
 from fractions import Fraction
 
@@ -72,14 +73,19 @@ def temporary(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a base and three clips, for commands to run in."""
+@pytest.fixture(scope="session")
+def base_and_clips(tmp_path_factory):
     import tiny_run
 
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("base")
     tiny_run.write_base_and_clips(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(base_and_clips, tmp_path_factory):
+    """A folder with a base and three clips, for commands to run in."""
+    return shutil.copytree(base_and_clips, tmp_path_factory.mktemp("place"), dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")

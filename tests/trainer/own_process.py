@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["stillmotion.trainer.commands.fewshot", "stillmotion.trainer.commands.inflate"])
+CONTEXT.set_forkserver_preload([f"stillmotion.trainer.commands.{name}" for name in ("fewshot", "inflate", "convert")])
 
 
 def start(function, *arguments):
@@ -30,3 +31,18 @@ def command(arguments):
 
     run.report_estimate = lambda *_: None
     return main(arguments)
+
+
+def command_with_peak(arguments, sender):
+    """Runs a command of the trainer, and sends by how many bytes the memory of its process grew."""
+    from stillmotion.trainer.cli import main
+
+    before = peak()
+    code = main(arguments)
+    sender.send(peak() - before)
+    return code
+
+
+def peak():
+    """The most memory that this process has had, in bytes, as Linux says it."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

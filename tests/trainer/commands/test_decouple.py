@@ -82,7 +82,7 @@ def test_previews_are_the_still_beside_clips_of_three_motions(whole):
     assert "held_out_loss" in json.dumps(lines)
 
 
-LORA = ["--spatial", "lora", *PICTURES.split()]
+LORA = ["--spatial", "lora", "--steps", "2", *PICTURES.split()]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def trained(place, run):
     def folder(way, command):
         if (way, command) not in folders:
             name = f"{command}-{len(folders)}"
-            code, said = run(way, command, name, estimate=way == FSDP)
+            code, said = run(way, command, name, estimate=(way, command) == (FSDP, "fewshot"))
             assert code == 0, said
             folders[way, command] = place / name
         return folders[way, command]
@@ -56,6 +56,19 @@ def motion_file(folder):
 
 def last_state(folder):
     return read_state(saved_states(folder / "saves")[-1])
+
+
+def going_on_from_the_first_save(before, folder):
+    (folder / "saves").mkdir(parents=True)
+    shutil.copy(saved_states(before / "saves")[0], folder / "saves")
+    return folder
+
+
+def equal(a, b):
+    """Whether two runs ended in the same motion file and state, to the bit."""
+    ours, theirs = last_state(a), last_state(b)
+    parts = "weights", "optimizer", "ema", "objective"
+    return same(motion_file(a), motion_file(b)) and all(same(ours[part], theirs[part]) for part in parts)
 
 
 BEFORE_A_NORM = "over_pixels.bias", "over_frames.conv.bias", "output_blocks.3.1.factorised.out.bias"
@@ -97,26 +110,27 @@ def test_each_process_holds_half_of_weights_moments_and_running_mean(trained, co
 
 @pytest.mark.parametrize("before, after", [(FSDP, DDP), (DDP, FSDP)], ids=["fsdp first", "fsdp then"])
 def test_saves_are_whole_so_that_a_run_goes_on_with_and_without_fsdp(place, run, trained, before, after):
-    folder = place / f"after{before.split()[0]}"
-    (folder / "saves").mkdir(parents=True)
-    shutil.copy(saved_states(trained(before, "fewshot") / "saves")[0], folder / "saves")
+    folder = going_on_from_the_first_save(trained(before, "fewshot"), place / f"after{before.split()[0]}")
     code, said = run(after, "fewshot", folder.name, "--resume")
     assert code == 0, said
     assert close(motion_file(folder), motion_file(trained(before, "fewshot")))
 
 
-@pytest.mark.parametrize("command", ["fewshot", "inflate"])
-def test_stopped_and_resumed_gives_the_same_motion_file_and_state(place, run, trained, command):
-    folder = place / f"stopped-{command}"
-    folder.mkdir()
-    (folder / "save_quit").touch()
-    assert run(FSDP, command, folder.name)[0] == 0
-    assert last_state(folder)["step"] == 1 and not (folder / f"{folder.name}.safetensors").exists()
-    code, said = run(FSDP, command, folder.name, "--resume")
+def test_stopped_and_resumed_gives_the_same_motion_file_and_state(place, run, trained):
+    (place / "stopped").mkdir()
+    (place / "stopped/save_quit").touch()
+    assert run(FSDP, "fewshot", "stopped")[0] == 0
+    assert last_state(place / "stopped")["step"] == 1 and not (place / "stopped/stopped.safetensors").exists()
+    code, said = run(FSDP, "fewshot", "stopped", "--resume")
     assert code == 0, said
-    assert same(motion_file(folder), motion_file(trained(FSDP, command)))
-    ours, theirs = last_state(folder), last_state(trained(FSDP, command))
-    assert all(same(ours[part], theirs[part]) for part in ("weights", "optimizer", "ema", "objective"))
+    assert equal(place / "stopped", trained(FSDP, "fewshot"))
+
+
+def test_what_losses_remember_goes_on_too(place, run, trained):
+    folder = going_on_from_the_first_save(trained(FSDP, "inflate"), place / "remembers")
+    code, said = run(FSDP, "inflate", "remembers", "--resume")
+    assert code == 0, said
+    assert equal(folder, trained(FSDP, "inflate"))
 
 
 def test_a_loss_of_one_process_that_is_nan_stops_both_before_the_update(place, run):
