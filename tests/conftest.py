@@ -31,23 +31,36 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=1, help="times the number of damaged inputs in tests/test_fuzz.py")
 
 
-SHARED = "server", "on_two_processes"
-"""Fixtures that take longer to start than most of their tests, and are there once for all of them."""
-
-LONGEST_FIRST = "tests/trainer", "tests/comfyui"
+LONGEST_FIRST = "http", "processes", "tests/trainer", "tests/comfyui", ""
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads what is said here
-def pytest_collection_modifyitems(config, items):
-    """For `--dist loadgroup`: in one process are the tests of a file, and all files of what is started once; large
-    groups come first, so that processes end together."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    group = {item.path: item.path.relative_to(ROOT).as_posix() for item in items}
-    group |= {item.path: name for item in items for name in SHARED if name in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group[item.path]))
-    items.sort(key=lambda item: (group[item.path] not in SHARED, not group[item.path].startswith(LONGEST_FIRST)))
+def group_of(nodeid):
+    """Tests of one file, or of those that share what takes long to start: pytest-xdist leaves them in one process."""
+    path = nodeid.partition("::")[0]
+    if path.startswith("tests/comfyui/http/"):
+        return "http"
+    return "processes" if path.endswith(("_processes.py", "test_fsdp.py")) else path
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that processes end together."""
+
+    def place(item):
+        return next(k for k, start in enumerate(LONGEST_FIRST) if group_of(item.nodeid).startswith(start))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # it would put first what has most tests
+    return Groups(config, log)
 
 
 @pytest.fixture(autouse=True)
