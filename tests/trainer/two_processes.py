@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = "-m accelerate.commands.launch --num_processes 2 --main_process_port 0"
 DDP, FSDP = "--multi_gpu", "--use_fsdp --fsdp_version 2"
-LIMIT = 300  # seconds for one command
+LIMIT = 500  # seconds for one command, and the start before the first
 
 
 class Pair:
@@ -35,7 +34,7 @@ class Pair:
         }
         command = [sys.executable, *LAUNCH.split(), *way.split(), __file__, str(folder), str(os.getpid())]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=environment, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(command, env=environment, stderr=log)
 
     def run(self, words, poison=False, estimate=False):
         """Runs a command on both; returns its exit code and what the first process said.
@@ -54,8 +53,8 @@ class Pair:
         return code or other, said
 
     def stop(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        write(self.folder / f"{self.asked}.json", None)
+        self.process.wait(LIMIT)
 
 
 def write(path, content):
@@ -72,7 +71,9 @@ def serve(folder, parent):
         while not (job := folder / f"{number}.json").exists():
             os.kill(parent, 0)  # raises where it has gone
             time.sleep(0.05)
-        write(folder / f"{number}.{rank}.json", run(**json.loads(job.read_text())))
+        if (asked := json.loads(job.read_text())) is None:
+            return
+        write(folder / f"{number}.{rank}.json", run(**asked))
 
 
 def run(words, poison, estimate):
