@@ -31,6 +31,38 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=1, help="times the number of damaged inputs in tests/test_fuzz.py")
 
 
+LONGEST_FIRST = "http", "processes", "tests/trainer", "tests/comfyui", ""
+
+
+def group_of(nodeid):
+    """Tests of one file, or of those that share what takes long to start: pytest-xdist leaves them in one process."""
+    path = nodeid.partition("::")[0]
+    if path.startswith("tests/comfyui/http/"):
+        return "http"
+    return "processes" if path.endswith(("_processes.py", "test_fsdp.py")) else path
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that processes end together."""
+
+    def place(item):
+        return next(k for k, start in enumerate(LONGEST_FIRST) if group_of(item.nodeid).startswith(start))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # it would put first what has most tests
+    return Groups(config, log)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     import torch  # here, so that what is above is said at once

@@ -101,7 +101,7 @@ def wan(video_model):
     return video_model("WAN21_T2V", "WAN21", image_model="wan2.1", model_type="t2v", in_dim=16, out_dim=16, **WAN)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_unet():
     """Makes a bare random U-Net of a family's shape."""
     import comfy.ops

@@ -96,5 +96,7 @@ def test_the_real_page_gives_the_host_what_was_written_for_it(encoders):
     prompts = json.dumps([comfy_prompt(caption, tokenizer) for caption in NASTY])
     ran = subprocess.run([node, "-e", THEIR_PAGE, str(file)], input=prompts, capture_output=True, text=True, check=True)
     for caption, prompt in zip(NASTY, json.loads(ran.stdout), strict=True):
-        assert prompt.rstrip() == for_host(fitted(caption, tokenizer)).rstrip()
-        torch.testing.assert_close(*embeddings(encoders, caption, prompt), atol=1e-4, rtol=0)
+        expected = for_host(fitted(caption, tokenizer))
+        assert prompt.rstrip() == expected.rstrip()
+        if prompt != expected:  # the others are embedded above
+            torch.testing.assert_close(*embeddings(encoders, caption, prompt), atol=1e-4, rtol=0)

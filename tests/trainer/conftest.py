@@ -1,3 +1,4 @@
+import shutil
 import tempfile
 from fractions import Fraction
 
@@ -72,11 +73,33 @@ def temporary(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a base and three clips, for commands to run in."""
+@pytest.fixture(scope="session")
+def base_and_clips(tmp_path_factory):
     import tiny_run
 
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("base")
     tiny_run.write_base_and_clips(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(base_and_clips, tmp_path_factory):
+    """A folder with a base and three clips, for commands to run in."""
+    return shutil.copytree(base_and_clips, tmp_path_factory.mktemp("place"), dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def on_two_processes(tmp_path_factory):
+    """Runs a command on two processes that share the work in one way, see `two_processes.Pair.run`."""
+    import two_processes
+
+    pairs = {}
+
+    def run(way, words, **changes):
+        if way not in pairs:
+            pairs[way] = two_processes.Pair(way, tmp_path_factory.mktemp("processes"))
+        return pairs[way].run(words, **changes)
+
+    yield run
+    for pair in pairs.values():
+        pair.stop()

@@ -1,8 +1,6 @@
-"""A training small enough for tests; as a script it trains in its own process."""
+"""A training small enough for tests."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -133,16 +131,8 @@ def without_gradient(training):
     return [name for name, p in training.inflation.named_parameters() if not state[p]["exp_avg"].any()]
 
 
-def two_processes(path):
-    training = tiny_training()
-    losses = run_steps(training, range(1, 4))
-    if training.accelerator.is_main_process:
-        torch.save({"losses": losses, **training.inflation.state_dict()}, path)
-    training.accelerator.end_training()
-
-
-def train_with_saves(folder, steps=9, every=2):
-    """Goes on from the last save in `folder`, and names each step on stdout when it is done."""
+def train_with_saves(folder, made, steps=9, every=2):
+    """Goes on from the last save in `folder`, and sends the number of each step when it is done."""
     training = tiny_training(steps=steps)
     if found := saved_states(folder):
         restore(training, read_state(found[-1]))
@@ -151,14 +141,8 @@ def train_with_saves(folder, steps=9, every=2):
         if save_wanted or report.step % every == 0 or report.step == steps:
             save_state(folder, state_of(training, {}))
             keep_latest(folder, ("state-*.pt",), 2)
-        print(report.step, flush=True)
+        made.send(report.step)
 
     with Requests(folder) as requests:
         train(training, source_of(training), requests, after_step)
-    if requests.interrupted:
-        raise SystemExit(130)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    {"two_processes": two_processes, "train_with_saves": train_with_saves}[sys.argv[1]](Path(sys.argv[2]))
+    return 130 if requests.interrupted else 0

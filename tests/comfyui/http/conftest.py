@@ -241,8 +241,9 @@ def motion(models, structure):
     return write
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(comfyui, models):
+    """One for all tests: starting it takes longer than most of them."""
     server = Server(comfyui, models)
     yield server
     server.stop()

@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,16 +105,29 @@ def test_a_failed_write_keeps_the_file_that_was_there(parts, tmp_path, monkeypat
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["old.safetensors"]
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """A diffusers model, small where its loader allows."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("folder")
     config = CLIPTextConfig(hidden_size=768, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     blocks = {f"{way}_block_types": (f"{way.title()}{kind}Block2D",) * 4 for way, kind in BLOCKS.items()}
     vae = AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=8, scaling_factor=0.18215)
     parts = {"unet": small_unet(), "text_encoder": CLIPTextModel(config), "vae": vae, "tokenizer": clip_tokenizer()}
     for name, part in parts.items():
-        part.save_pretrained(tmp_path / name)
-    return tmp_path, parts
+        part.save_pretrained(path / name)
+    return path, parts
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """It, in a folder where files may be changed; its weights are links."""
+
+    def copy(source, target):
+        (os.link if source.endswith(".safetensors") else shutil.copy)(source, target)
+
+    path, parts = saved
+    return shutil.copytree(path, tmp_path, copy_function=copy, dirs_exist_ok=True), parts
 
 
 def test_a_diffusers_folder_gives_back_what_was_saved(folder):

@@ -2,9 +2,9 @@
 
 import pickle
 import re
-import subprocess
 import sys
 
+import own_process
 import pytest
 import torch
 from released_higen import Released, randomised
@@ -163,21 +163,6 @@ def test_options_that_do_not_go_together_are_said_in_one_line(tmp_path, file, ca
     assert not (tmp_path / "a.pth").exists()
 
 
-MEASURED = """
-import sys
-from pathlib import Path
-from stillmotion.trainer.cli import main
-import stillmotion.trainer.commands.convert
-
-def peak():
-    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-
-before = peak()
-assert main(["convert", *sys.argv[1:]]) == 0
-print("added", peak() - before)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
 def test_neither_way_takes_more_memory_than_the_file_and_half_again(tmp_path):
     """Mapped pages count too, although the system could take them back."""
@@ -190,9 +175,11 @@ def test_neither_way_takes_more_memory_than_the_file_and_half_again(tmp_path):
         ["--input", tmp_path / "release.pth", "--output", motion],
         ["--input", motion, "--model", unet, "--to", "higen", "--output", tmp_path / "back.pth"],
     ):
-        command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        added = int(done.stdout.split()[-1])
+        receiver, sender = own_process.CONTEXT.Pipe(duplex=False)
+        process = own_process.start(own_process.command_with_peak, ["convert", *map(str, arguments)], sender)
+        sender.close()
+        added = receiver.recv()
+        process.join()
+        assert process.exitcode == 0
         print(f"{arguments[0]} {arguments[1].name}: {added / size:.2f} of the file's size")
         assert size / 4 < added < 1.5 * size

@@ -82,7 +82,7 @@ def test_previews_are_the_still_beside_clips_of_three_motions(whole):
     assert "held_out_loss" in json.dumps(lines)
 
 
-LORA = ["--spatial", "lora", *PICTURES.split()]
+LORA = ["--spatial", "lora", "--steps", "2", *PICTURES.split()]
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +131,15 @@ def with_schedule(place):
     shutil.rmtree(folder)
 
 
-def test_a_base_that_predicts_the_velocity_with_zero_terminal_snr_says_so_in_its_file(place, with_schedule):
+def test_a_base_that_predicts_the_velocity_with_zero_terminal_snr_and_a_half_that_is_left_out_are_in_the_file(
+    place, with_schedule
+):
     with_schedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    assert run(place, "velocity", "--steps", "1", "--preview-every", "1", "--preview-steps", "2", quiet=False) == 0
+    more = "--steps 1 --no-motion --preview-every 1 --preview-steps 2".split()
+    assert run(place, "velocity", *more, quiet=False) == 0
     info, _ = read_motion_file(place / "velocity/velocity.safetensors")
     assert (info.prediction, info.zero_snr) == ("v_prediction", True)
+    assert info.config.motion is None and info.config.prior and info.config.appearance
     assert np.asarray(Image.open(place / "velocity/previews/step-000001.webp")).std() > 0
 
 
@@ -157,12 +161,15 @@ def test_a_schedule_that_cannot_be_trained_on_is_refused(place, with_schedule, c
     assert said in capsys.readouterr().err
 
 
-def test_appearance_is_measured_by_the_image_model_that_is_given(place):
+def test_appearance_is_measured_by_the_image_model_that_is_given_and_clips_that_are_alike_are_told(place, caplog):
+    caplog.set_level(logging.INFO, "stillmotion")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224, "patch_size": 56}
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(place / "small-dino")
     assert run(place, "seen", "--steps", "1", "--features", str(place / "small-dino")) == 0
+    caplog.clear()
     assert run(place, "unseen", "--steps", "1") == 0
+    assert "motion factor" in caplog.text and "appearance factor hardly differs" in caplog.text
     seen, unseen = (read_motion_file(place / f"{name}/{name}.safetensors")[0] for name in ("seen", "unseen"))
     assert (seen.config.appearance.features, unseen.config.appearance.features) == ("small-dino", "latent")
     assert seen.factors["appearance"] != unseen.factors["appearance"]
@@ -181,18 +188,6 @@ def test_all_of_the_image_model_trains_at_a_fifth_of_the_rate_and_is_written_as_
     path = 1e-3 * (1 + 1 + 2 / 3 + 1 / 3)
     assert all(0 < change <= 0.2 * path * 1.01 for change in moved.values())
     assert max(moved.values()) > 0.15 * path
-
-
-def test_without_a_half_the_file_lacks_it(place):
-    assert run(place, "half", "--no-motion", "--steps", "1") == 0
-    info, _ = read_motion_file(place / "half/half.safetensors")
-    assert info.config.motion is None and info.config.prior and info.config.appearance
-
-
-def test_clips_that_are_alike_are_told(place, caplog):
-    caplog.set_level(logging.INFO, "stillmotion")
-    assert run(place, "alike", "--steps", "1") == 0
-    assert "motion factor" in caplog.text and "appearance factor hardly differs" in caplog.text
 
 
 @pytest.mark.parametrize(

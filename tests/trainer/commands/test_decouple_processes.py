@@ -1,11 +1,7 @@
 """`decouple` with the whole image model on two processes: whole weights on each, divided ones, and a change of both."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny_run as tiny
@@ -13,14 +9,11 @@ from accelerate.state import AcceleratorState
 from stillmotion.trainer.cli import main
 from stillmotion.trainer.run import run as shared_path
 from stillmotion.trainer.run.saves import saved_states
+from two_processes import DDP, FSDP
 
-ROOT = Path(__file__).resolve().parents[3]
-LAUNCH = "-m accelerate.commands.launch --num_processes 2 --main_process_port 0"
-DDP, FSDP = "--multi_gpu", "--use_fsdp --fsdp_version 2"
-SCRIPT = Path(__file__).resolve().parents[1] / "run/test_fsdp.py"
-NUMBERS = "--size 64x48 --frames 4 --steps 3 --learning-rate 1e-3 --warm-up 1 --ema 0.9 --save-every 1 --spatial full"
+NUMBERS = "--size 64x48 --frames 4 --steps 2 --learning-rate 1e-3 --warm-up 1 --ema 0.9 --save-every 1 --spatial full"
 QUIET = "--preview-every none --held-out-every 9 --weighting velocity"
-FIRST, LAST = 0, 2
+FIRST, LAST = 0, 1
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +28,14 @@ def words(place, output, *more):
     return tiny.words(place, "decouple", output, *NUMBERS.split(), *QUIET.split(), *more)
 
 
-def on_two(place, way, output, *more):
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(tiny.__file__).parent)]),
-    }
-    command = [sys.executable, *LAUNCH.split(), *way.split(), str(SCRIPT), *words(place, output, *more)]
-    done = subprocess.run(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return place / output
+@pytest.fixture(scope="module")
+def on_two(place, on_two_processes):
+    def run(way, output):
+        code, said = on_two_processes(way, words(place, output, "--accumulation", "4"))
+        assert code == 0, said
+        return place / output
+
+    return run
 
 
 def on_one(place, output, *more):
@@ -64,8 +53,8 @@ def one(place):
 
 
 @pytest.fixture(scope="module")
-def two(place):
-    return on_two(place, DDP, "two", "--accumulation", "4")
+def two(on_two):
+    return on_two(DDP, "two")
 
 
 def test_two_processes_equal_one_with_accumulation(one, two):
@@ -73,10 +62,10 @@ def test_two_processes_equal_one_with_accumulation(one, two):
     assert tiny.largest_difference(tiny.moments(one, FIRST), tiny.moments(two, FIRST)) < 1e-3
 
 
-def test_divided_weights_equal_whole_ones_and_each_process_holds_half(place, two):
-    divided = on_two(place, FSDP, "divided", "--accumulation", "4")
+def test_divided_weights_equal_whole_ones_and_each_process_holds_half(place, on_two, two):
+    divided = on_two(FSDP, "divided")
     assert tiny.largest_difference(tiny.moments(divided, FIRST), tiny.moments(two, FIRST)) < 1e-3
-    held = [json.loads((place / f"divided.{rank}").read_text()) for rank in range(2)]
+    held = [json.loads((place / f"divided.{rank}.json").read_text()) for rank in range(2)]
     for process in held:
         print(f"of {process['all']:,} numbers: {process['weights']:,} weights, {process['moments']:,} moments")
         assert 0.45 < process["weights"] / process["all"] < 0.55
@@ -85,7 +74,7 @@ def test_divided_weights_equal_whole_ones_and_each_process_holds_half(place, two
 
 
 def test_a_save_of_two_processes_is_resumed_by_one(place, two):
-    """Both take the third step from the second's save."""
+    """Both take the second step from the first's save."""
     shutil.copytree(two, place / "alone")
     saved_states(place / "alone/saves")[LAST].unlink()
     alone = on_one(place, "alone", "--accumulation", "8", "--resume")

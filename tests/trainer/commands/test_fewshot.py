@@ -1,11 +1,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import numpy as np
+import own_process
 import pytest
 import tiny_run as tiny
 import torch
@@ -20,6 +19,7 @@ from stillmotion.trainer.cli import main
 from stillmotion.trainer.clips.cache import read_tensor
 from stillmotion.trainer.options import FewShotOptions
 from stillmotion.trainer.run import estimate, milestones
+from stillmotion.trainer.run import run as shared_path
 from stillmotion.trainer.run.checkpoints import facts_of, read_state, same
 from stillmotion.trainer.run.estimate import estimate_memory
 from stillmotion.trainer.run.export import fresh_inflation
@@ -27,8 +27,6 @@ from stillmotion.trainer.run.processes import make_accelerator
 from stillmotion.trainer.run.runlog import read_log
 from stillmotion.trainer.run.saves import saved_states
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def words(place, output, *more):
@@ -44,7 +42,9 @@ def fewshot(place, output, *more):
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
+    """Without the estimate, which takes longer than so small a run; that of `whole` has it."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(shared_path, "report_estimate", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,8 @@ def test_the_memory_estimate_is_of_the_run_that_was_asked_for(place, monkeypatch
         return estimate_memory(*given, **options)
 
     monkeypatch.setattr(estimate, "estimate_memory", noted)
+    monkeypatch.setattr(shared_path, "report_estimate", estimate.report_estimate)
+    monkeypatch.setattr(shared_path, "run", lambda *_: None)  # what follows the estimate
     assert fewshot(place, "estimated", "--accumulation", "2", "--ema", "none") == 0
     assert asked == {"ema": False, "eight_bit": False, "accumulation": 2}
 
@@ -114,17 +116,12 @@ def test_tensorboard_shows_the_numbers_of_the_log(whole):
 
 def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
     """SIGKILL as soon as the third step is in the log; what is left of the run goes on in this process."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    command = [sys.executable, "-m", "stillmotion.trainer", *words(place, "killed", "--save-every", "1")]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not any(line.get("step") == 3 for line in read_log(place / "killed/log.jsonl")):
-        pass
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = own_process.start(own_process.command, words(place, "killed", "--save-every", "1"))
+    while process.is_alive() and not any(line.get("step") == 3 for line in read_log(place / "killed/log.jsonl")):
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (place / "killed/killed.safetensors").exists()
     (place / "killed/.killed.safetensors.17.tmp").touch()
     assert fewshot(place, "killed", "--resume") == 0

@@ -11,10 +11,12 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from stillmotion.trainer.cli import main
+from stillmotion.trainer.run import run as shared_path
 from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.processes import this_process
 from stillmotion.trainer.run.runlog import read_log
 from stillmotion.trainer.run.saves import saved_states
+from two_processes import DDP
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m trainer"
@@ -26,18 +28,13 @@ def words(place, output, *more):
     return tiny.words(place, "fewshot", output, *NUMBERS.split(), *MILESTONES.split(), *more)
 
 
-def on_two_processes(place, output, *more):
-    command = [sys.executable, *LAUNCH.split(), *words(place, output, *more)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
-    return done.returncode, done.stderr
-
-
 @pytest.fixture(scope="module")
 def two(place):
-    """The folder of a run on two processes."""
-    code, said = on_two_processes(place, "two")
-    assert code == 0, said
+    """The folder of a run on two processes, its own, with the command as it is typed."""
+    command = [sys.executable, *LAUNCH.split(), *words(place, "two")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     return place / "two"
 
 
@@ -45,6 +42,7 @@ def on_one_process(place, output, *more):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(shared_path, "report_estimate", lambda *_: None)
         AcceleratorState._reset_state(True)
         torch.set_num_threads(1)  # as each of the two has
         assert main(words(place, output, *more)) == 0
@@ -57,9 +55,14 @@ def largest_difference(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+def losses(folder):
+    return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+
+
 def test_two_processes_give_the_motion_file_of_one_with_accumulation(place, two):
     motion = load_file(two / "two.safetensors")
     assert largest_difference(motion, on_one_process(place, "one", "--accumulation", "2")) < 1e-5
+    assert losses(place / "one") == pytest.approx(losses(two), abs=1e-5)
     assert largest_difference(motion, on_one_process(place, "half", "--accumulation", "1")) > 1e-3
 
 
@@ -82,13 +85,13 @@ def test_only_the_first_process_writes(two):
     assert len(list(two.rglob("*tfevents*"))) == 1
 
 
-def test_stopped_by_a_file_and_resumed_gives_the_same_motion_file(place, two):
+def test_stopped_by_a_file_and_resumed_gives_the_same_motion_file(place, two, on_two_processes):
     (place / "stopped").mkdir()
     (place / "stopped/save_quit").touch()
-    assert on_two_processes(place, "stopped")[0] == 0
+    assert on_two_processes(DDP, words(place, "stopped"))[0] == 0
     assert [read_state(path)["step"] for path in saved_states(place / "stopped/saves")] == [1]
     assert not (place / "stopped/stopped.safetensors").exists()
-    code, said = on_two_processes(place, "stopped", "--resume")
+    code, said = on_two_processes(DDP, words(place, "stopped", "--resume"))
     assert code == 0, said
     assert same(load_file(place / "stopped/stopped.safetensors"), load_file(two / "two.safetensors"))
 

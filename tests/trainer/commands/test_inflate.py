@@ -1,14 +1,11 @@
 """The whole `inflate` command on a base and clips of the smallest size, and what its options make of an inflation."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
-from pathlib import Path
 
+import own_process
 import pytest
 import tiny_run as tiny
 import torch
@@ -32,21 +29,10 @@ from stillmotion.trainer.run.runlog import read_log
 from stillmotion.trainer.run.saves import saved_states
 from stillmotion.trainer.run.training_set import Encoder
 
-ROOT = Path(__file__).resolve().parents[3]
-
 SD15 = sd15_like([320, 640, 1280, 1280], [2, 2, 2, 2])
 NUMBERS = "--size 64x48 --frames 4 --warm-up 1 --learning-rate 1e-3 --ema 0.9 --preview-every none --held-out-every 9"
 HARIVO = "--preset lumiere-harivo --regularisation 0.1 --trs 0.1 --contrastive 0.1 --ramp 4 --queue 32"
 LONG = f"{HARIVO} --batch-size 6 --steps 5 --held-out 1 --held-out-every 5"  # 12 frames a step fill the queue in three
-
-
-WITHOUT_ESTIMATE = """
-import sys
-from stillmotion.trainer import cli
-from stillmotion.trainer.run import run
-run.report_estimate = lambda *_: None
-sys.exit(cli.main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -118,18 +104,13 @@ def test_a_run_leaves_options_log_previews_and_saves(whole):
 
 def test_killed_and_resumed_gives_the_same_motion_file(place, whole):
     """SIGKILL as soon as the fourth step is in the log: weights, their mean, queue, head and stream go on."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
     arguments = words(place, "killed", *LONG.split(), "--save-every", "1")
-    command = [sys.executable, "-c", WITHOUT_ESTIMATE, *arguments]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not any(line.get("step") == 4 for line in read_log(place / "killed/log.jsonl")):
+    process = own_process.start(own_process.command, arguments)
+    while process.is_alive() and not any(line.get("step") == 4 for line in read_log(place / "killed/log.jsonl")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (place / "killed/killed.safetensors").exists()
     state = read_state(saved_states(place / "killed/saves")[-1])
     clips = 6 * state["step"]

@@ -1,11 +1,7 @@
-"""The whole `inflate` command on two processes and tar shards; as a script, the command that notes its clips."""
+"""The whole `inflate` command on two processes and tar shards."""
 
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,27 +17,11 @@ from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.processes import this_process
 from stillmotion.trainer.run.run import check_together
 from stillmotion.trainer.run.saves import saved_states
+from two_processes import DDP
 
-ROOT = Path(__file__).resolve().parents[3]
-LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
 NUMBERS = "--size 64x48 --frames 4 --steps 4 --learning-rate 1e-3 --ema none --save-every 2 --preview-every none"
 HARIVO = "--preset lumiere-harivo --regularisation 0.1 --trs 0.1 --contrastive 0.1 --ramp 0 --queue 32"
 FOUR = "--batch-size 4"  # 16 frames a step of two processes fill the queue in two steps
-
-
-def noting_its_clips(arguments):
-    """Runs the command without its estimate; each process writes the names of its clips beside the run's folder."""
-    shared_path.report_estimate = lambda *_: None
-    following = ClipStream.__next__
-
-    def noted(stream):
-        clip = following(stream)
-        with Path(f"{arguments[arguments.index('--output') + 1]}.{stream.rank}").open("a") as file:
-            file.write(f"{clip.name}\n")
-        return clip
-
-    ClipStream.__next__ = noted
-    return main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -61,28 +41,27 @@ def words(place, output, *more):
     return tiny.words(place, "inflate", output, *options, videos="{0..3}.tar")
 
 
-def on_two_processes(place, output, *more):
-    command = [sys.executable, *LAUNCH.split(), __file__, *words(place, output, *more)]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(tiny.__file__).parent)]),
-    }
-    done = subprocess.run(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return load_file(file) if (file := place / output / f"{output}.safetensors").exists() else None
+@pytest.fixture(scope="module")
+def train(place, on_two_processes):
+    """Trains on two processes, and gives the motion file, None where it was stopped before."""
+
+    def train(output, *more):
+        code, said = on_two_processes(DDP, words(place, output, *more))
+        assert code == 0, said
+        return load_file(file) if (file := place / output / f"{output}.safetensors").exists() else None
+
+    return train
 
 
 @pytest.fixture(scope="module")
-def two(place):
+def two(train):
     """The motion file of a run on two processes."""
-    return on_two_processes(place, "two")
+    return train("two")
 
 
 def seen(place, output):
     """Names of the clips that each of the two processes trained on, in their order."""
-    return [(place / f"{output}.{rank}").read_text().split() for rank in range(2)]
+    return [(place / f"{output}.{rank}.clips").read_text().split() for rank in range(2)]
 
 
 def test_no_clip_is_seen_by_both_in_an_epoch(place, two):
@@ -109,12 +88,12 @@ def test_only_the_first_process_writes(place, two):
     assert len(list((place / "two").rglob("*tfevents*"))) == 1
 
 
-def test_stopped_by_a_file_and_resumed_gives_the_same_motion_file_of_the_same_clips(place, two):
+def test_stopped_by_a_file_and_resumed_gives_the_same_motion_file_of_the_same_clips(place, train, two):
     (place / "stopped").mkdir()
     (place / "stopped/save_quit").touch()
-    assert on_two_processes(place, "stopped") is None
+    assert train("stopped") is None
     assert read_state(saved_states(place / "stopped/saves")[-1])["positions"] == [[4], [4]]
-    assert same(on_two_processes(place, "stopped", "--resume"), two)
+    assert same(train("stopped", "--resume"), two)
     assert seen(place, "stopped") == seen(place, "two")
     ours, theirs = (read_state(saved_states(place / name / "saves")[-1]) for name in ("stopped", "two"))
     assert same(ours["objective"], theirs["objective"]) and ours["positions"] == [[16], [16]]
@@ -190,7 +169,3 @@ def test_a_model_divided_among_processes_is_refused(monkeypatch, way):
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
     with pytest.raises(ValueError, match=r"accelerate is set up for .*, .* `accelerate launch --multi_gpu` \(DDP\)"):
         this_process()
-
-
-if __name__ == "__main__":
-    sys.exit(noting_its_clips(sys.argv[1:]))

@@ -1,11 +1,11 @@
+import contextlib
 import errno
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import own_process
 import pytest
 import tiny_run as tiny
 import torch
@@ -22,41 +22,45 @@ from stillmotion.trainer.run.checkpoints import (
 )
 from stillmotion.trainer.run.saves import saved_states
 
-SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
-
 
 @pytest.fixture
 def run(tmp_path):
-    """Starts the tiny training in a process of its own; its output is the numbers of the steps it made."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(SCRIPT.parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    """Starts the tiny training in a process of its own, which sends the numbers of the steps it made."""
 
     def start(folder):
-        command = [sys.executable, str(SCRIPT), "train_with_saves", str(tmp_path / folder)]
         (tmp_path / folder).mkdir(exist_ok=True)
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        steps, made = own_process.CONTEXT.Pipe(duplex=False)
+        process = own_process.start(tiny.train_with_saves, tmp_path / folder, made)
+        made.close()
+        return process, steps
 
     return start
 
 
-def stopped_at(process, step, number):
+def stopped_at(started, step, number):
     """Sends a signal once `step` was made and gives the steps that followed, and the exit code."""
-    for line in process.stdout:
-        if int(line) == step:
-            process.send_signal(number)
-            break
-    rest, _ = process.communicate(timeout=120)
-    return [int(line) for line in rest.split()], process.returncode
+    process, steps = started
+    while steps.recv() != step:
+        pass
+    os.kill(process.pid, number)
+    return ended(started)
 
 
-def finished(process):
-    steps, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    return [int(line) for line in steps.split()]
+def ended(started):
+    """The steps that are still made, and the exit code."""
+    process, steps = started
+    rest = []
+    with contextlib.suppress(EOFError):
+        while True:
+            rest.append(steps.recv())
+    process.join(120)
+    return rest, process.exitcode
+
+
+def finished(started):
+    steps, code = ended(started)
+    assert code == 0
+    return steps
 
 
 def test_a_run_killed_at_any_step_and_resumed_equals_one_that_was_not(run, tmp_path):

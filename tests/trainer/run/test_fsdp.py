@@ -1,33 +1,21 @@
-"""`fewshot` and `inflate` with what trains divided between two processes; as a script, one of these on the CPU."""
+"""`fewshot` and `inflate` with what trains divided between two processes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_run as tiny
 import torch
-from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from stillmotion.trainer.cli import main
-from stillmotion.trainer.losses.objective import Objective
 from stillmotion.trainer.options import FewShotOptions
-from stillmotion.trainer.run import run
 from stillmotion.trainer.run.checkpoints import read_state, same
 from stillmotion.trainer.run.processes import make_accelerator, this_process
 from stillmotion.trainer.run.runlog import read_log
 from stillmotion.trainer.run.saves import saved_states
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from two_processes import DDP, FSDP
 
-ROOT = Path(__file__).resolve().parents[3]
-LAUNCH = "-m accelerate.commands.launch --num_processes 2 --main_process_port 0"
-DDP, FSDP = "--multi_gpu", "--use_fsdp --fsdp_version 2"
 RUN = "--size 64x48 --steps 4 --learning-rate 1e-3 --ema 0.9 --save-every 2"
 PREVIEWS = "--held-out 1 --held-out-every 2 --preview-every 2 --preview-steps 2"
 FEWSHOT = f"--frames 3 --precision bf16 --checkpointing {PREVIEWS}"
@@ -35,77 +23,26 @@ HARIVO = "--preset lumiere-harivo --regularisation 0.1 --trs 0.1 --contrastive 2
 INFLATE = f"--frames 4 --batch-size 4 --preview-every none {HARIVO}"  # 16 frames a step fill the queue in two steps
 
 
-def on_the_cpu(arguments):
-    """Runs a command with FSDP, which accelerate knows on GPUs alone; each process notes what it holds."""
-    rank = PartialState(cpu=True).process_index
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    if "POISON" in os.environ:
-        poison(rank)
-    trained = run.train
+@pytest.fixture(scope="module")
+def run(place, on_two_processes):
+    """Runs a command into a folder of that name."""
 
-    def noted(training, *others):
-        finished = trained(training, *others)
-        Path(f"{training.accelerator.project_dir}.{rank}").write_text(json.dumps(held(training)))
-        return finished
+    def run(way, command, output, *more, **changes):
+        options = [*RUN.split(), *{"fewshot": FEWSHOT, "inflate": INFLATE}[command].split(), *more]
+        return on_two_processes(way, tiny.words(place, command, output, *options), **changes)
 
-    run.train = noted
-    return main(arguments)
-
-
-def poison(rank):
-    """Makes the loss of the second process NaN at step 3."""
-    honest = Objective.forward
-
-    def forward(objective, batch, step):
-        losses = honest(objective, batch, step)
-        return losses._replace(total=losses.total * float("nan")) if (rank, step) == (1, 3) else losses
-
-    Objective.forward = forward
-
-
-def held(training):
-    """Numbers that train, and how many of these, of their moments and of their mean this process has."""
-    optimizer, mean = training.raw_optimizer, list(training.ema.module.parameters())
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        "units": sum(isinstance(module, FSDPModule) for module in training.model.modules()),
-        "all": sum(p.numel() for p in parameters),
-        "weights": sum(map(own, parameters)),
-        "moments": sum(own(state["exp_avg"]) for state in optimizer.state.values()),
-        "whole mean": sum(p.numel() for p in mean),
-        "mean": sum(map(own, mean)),
-    }
-
-
-def own(tensor):
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
-
-
-def on_two_processes(place, way, command, output, *more, **variables):
-    options = [*RUN.split(), *{"fewshot": FEWSHOT, "inflate": INFLATE}[command].split(), *more]
-    words = [sys.executable, *LAUNCH.split(), *way.split(), __file__, *tiny.words(place, command, output, *options)]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(tiny.__file__).parent)]),
-        **variables,
-    }
-    done = subprocess.run(words, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
-    return done.returncode, done.stderr
+    return run
 
 
 @pytest.fixture(scope="module")
-def trained(place):
+def trained(place, run):
     """The folder of a command's run, the same one every time it is asked for."""
     folders = {}
 
     def folder(way, command):
         if (way, command) not in folders:
             name = f"{command}-{len(folders)}"
-            code, said = on_two_processes(place, way, command, name)
+            code, said = run(way, command, name, estimate=(way, command) == (FSDP, "fewshot"))
             assert code == 0, said
             folders[way, command] = place / name
         return folders[way, command]
@@ -119,6 +56,19 @@ def motion_file(folder):
 
 def last_state(folder):
     return read_state(saved_states(folder / "saves")[-1])
+
+
+def going_on_from_the_first_save(before, folder):
+    (folder / "saves").mkdir(parents=True)
+    shutil.copy(saved_states(before / "saves")[0], folder / "saves")
+    return folder
+
+
+def equal(a, b):
+    """Whether two runs ended in the same motion file and state, to the bit."""
+    ours, theirs = last_state(a), last_state(b)
+    parts = "weights", "optimizer", "ema", "objective"
+    return same(motion_file(a), motion_file(b)) and all(same(ours[part], theirs[part]) for part in parts)
 
 
 BEFORE_A_NORM = "over_pixels.bias", "over_frames.conv.bias", "output_blocks.3.1.factorised.out.bias"
@@ -152,38 +102,39 @@ def test_divided_weights_give_the_motion_file_and_the_log_of_whole_ones(trained,
 def test_each_process_holds_half_of_weights_moments_and_running_mean(trained, command):
     folder = trained(FSDP, command)
     for rank in range(2):
-        share = json.loads(Path(f"{folder}.{rank}").read_text())
+        share = json.loads(Path(f"{folder}.{rank}.json").read_text())
         assert share["units"] > 8, "what is gathered at once is not everything"
         assert 0.45 < share["weights"] / share["all"] < 0.55
         assert share["moments"] == share["weights"] and 0.45 < share["mean"] / share["whole mean"] < 0.55
 
 
 @pytest.mark.parametrize("before, after", [(FSDP, DDP), (DDP, FSDP)], ids=["fsdp first", "fsdp then"])
-def test_saves_are_whole_so_that_a_run_goes_on_with_and_without_fsdp(place, trained, before, after):
-    folder = place / f"after{before.split()[0]}"
-    (folder / "saves").mkdir(parents=True)
-    shutil.copy(saved_states(trained(before, "fewshot") / "saves")[0], folder / "saves")
-    code, said = on_two_processes(place, after, "fewshot", folder.name, "--resume")
+def test_saves_are_whole_so_that_a_run_goes_on_with_and_without_fsdp(place, run, trained, before, after):
+    folder = going_on_from_the_first_save(trained(before, "fewshot"), place / f"after{before.split()[0]}")
+    code, said = run(after, "fewshot", folder.name, "--resume")
     assert code == 0, said
     assert close(motion_file(folder), motion_file(trained(before, "fewshot")))
 
 
-@pytest.mark.parametrize("command", ["fewshot", "inflate"])
-def test_stopped_and_resumed_gives_the_same_motion_file_and_state(place, trained, command):
-    folder = place / f"stopped-{command}"
-    folder.mkdir()
-    (folder / "save_quit").touch()
-    assert on_two_processes(place, FSDP, command, folder.name)[0] == 0
-    assert last_state(folder)["step"] == 1 and not (folder / f"{folder.name}.safetensors").exists()
-    code, said = on_two_processes(place, FSDP, command, folder.name, "--resume")
+def test_stopped_and_resumed_gives_the_same_motion_file_and_state(place, run, trained):
+    (place / "stopped").mkdir()
+    (place / "stopped/save_quit").touch()
+    assert run(FSDP, "fewshot", "stopped")[0] == 0
+    assert last_state(place / "stopped")["step"] == 1 and not (place / "stopped/stopped.safetensors").exists()
+    code, said = run(FSDP, "fewshot", "stopped", "--resume")
     assert code == 0, said
-    assert same(motion_file(folder), motion_file(trained(FSDP, command)))
-    ours, theirs = last_state(folder), last_state(trained(FSDP, command))
-    assert all(same(ours[part], theirs[part]) for part in ("weights", "optimizer", "ema", "objective"))
+    assert equal(place / "stopped", trained(FSDP, "fewshot"))
 
 
-def test_a_loss_of_one_process_that_is_nan_stops_both_before_the_update(place):
-    code, said = on_two_processes(place, FSDP, "inflate", "poisoned", POISON="1")
+def test_what_losses_remember_goes_on_too(place, run, trained):
+    folder = going_on_from_the_first_save(trained(FSDP, "inflate"), place / "remembers")
+    code, said = run(FSDP, "inflate", "remembers", "--resume")
+    assert code == 0, said
+    assert equal(folder, trained(FSDP, "inflate"))
+
+
+def test_a_loss_of_one_process_that_is_nan_stops_both_before_the_update(place, run):
+    code, said = run(FSDP, "fewshot", "poisoned", poison=True)
     assert code != 0 and "Step 3 stopped before its update: the loss is nan and the gradient of " in said
     assert last_state(place / "poisoned")["step"] == 2
 
@@ -230,7 +181,3 @@ def test_eight_bit_is_refused(with_fsdp):
     with_fsdp(FSDP_VERSION="2")
     with pytest.raises(ValueError, match="--eight-bit .* leave it out, or start the processes .*--multi_gpu"):
         make_accelerator(FewShotOptions(videos=Path("clips"), base=Path("base"), precision="fp32", eight_bit=True))
-
-
-if __name__ == "__main__":
-    sys.exit(on_the_cpu(sys.argv[1:]))

@@ -1,10 +1,7 @@
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import tiny_run as tiny
@@ -27,8 +24,6 @@ from stillmotion.trainer.run.loop import gradient_norm, start_training, train, u
 from stillmotion.trainer.run.optimiser import Diverged, Schedule, make_optimizer
 from stillmotion.trainer.run.requests import Requests
 from torch import nn
-
-SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 
 
 def same_batches(a, b):
@@ -172,29 +167,6 @@ def test_accumulated_batches_are_one_large_batch():
     for a, b in zip(whole.inflation.parameters(), parts.inflation.parameters()):
         first_moments = (run.raw_optimizer.state[p]["exp_avg"] for run, p in ((whole, a), (parts, b)))
         torch.testing.assert_close(*first_moments, atol=1e-6, rtol=1e-3)
-
-
-def test_two_processes_equal_one_with_accumulation(tmp_path):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(SCRIPT.parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run(
-        [*launch, str(SCRIPT), "two_processes", str(tmp_path / "two.pt")], check=True, env=environment, timeout=300
-    )
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    threads = torch.get_num_threads()
-    # one thread, as each of the two has: AdamW makes whole steps of the rounding of gradients that are nearly zero
-    torch.set_num_threads(1)
-    one = tiny.tiny_training(accumulation=2)
-    losses = tiny.run_steps(one, range(1, 4))
-    torch.set_num_threads(threads)
-    assert losses == pytest.approx(two.pop("losses"), abs=1e-5)
-    for name, tensor in one.inflation.state_dict().items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
 
 
 def test_checkpointed_layers_give_the_same_loss_and_step():
