@@ -43,8 +43,8 @@ def _changed(path: Path) -> str:
     return str(stamp_of(path))
 
 
-def _strength(name: str, tooltip: str):
-    return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
+def _strength(name: str, tooltip: str, **more):
+    return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip, **more)
 
 
 def _text(name: str, tooltip: str):
@@ -122,6 +122,7 @@ class STUNetLoader(Node):
             temporal=strength,
             recurrence=strength,
             queries=strength,
+            temporal_lora=strength,
             frames_per_clip=frames_per_clip,
             levels=levels,
             keyframes=keyframes,
@@ -134,7 +135,8 @@ class STUNetLoader(Node):
 
 
 class RecurrentMotionLoRA(Node):
-    """Node that attaches a few-shot motion file, with one strength for its queries and one for the rest."""
+    """Node that attaches a few-shot motion file, with a strength for its queries, one for its LoRA on the motion model
+    that it was learnt on top of, and one for the rest."""
 
     @classmethod
     def define_schema(cls):
@@ -150,14 +152,28 @@ class RecurrentMotionLoRA(Node):
                 _file_input("motion_file", "A file in models/stillmotion, made by `python -m trainer fewshot`."),
                 _strength("lora_strength", "Factor of the trained query projections (to_q)."),
                 _strength("memory_strength", "Factor of the recurrent attention and the attention over frames."),
+                _strength(
+                    "temporal_lora_strength",
+                    "Factor of the LoRA on the motion model that the file was learnt on top of (--over), which the"
+                    " STUNet Loader puts before this.",
+                    optional=True,
+                ),
             ],
             outputs=[io.Model.Output("video_model", display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, motion_file, lora_strength, memory_strength) -> io.NodeOutput:
-        strengths = {"temporal": memory_strength, "recurrence": memory_strength, "queries": lora_strength}
-        return io.NodeOutput(_with_motion(model, motion_file, from_file=False, **strengths))
+    def execute(cls, model, motion_file, lora_strength, memory_strength, temporal_lora_strength=1.0) -> io.NodeOutput:
+        model = _with_motion(
+            model,
+            motion_file,
+            from_file=False,
+            temporal=memory_strength,
+            recurrence=memory_strength,
+            queries=lora_strength,
+            temporal_lora=temporal_lora_strength,
+        )
+        return io.NodeOutput(model)
 
     @classmethod
     def fingerprint_inputs(cls, motion_file, **others):
