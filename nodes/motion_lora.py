@@ -72,10 +72,11 @@ def add_temporal_lora(model, motion: LoadedMotion, strength: float) -> None:
     own = [n for n, s in enumerate(settings) if over and s.motion.sha256 == over.sha256]
     chosen = own or [n for n, found in enumerate(added) if found]
     _warn_of_ground(motion, settings, own, any(added[n] for n in chosen))
-    patchers = [patcher.clone() for patcher in model.get_additional_models_with_key(KEY)]
-    for n in chosen:
-        patchers[n].add_patches(as_patches(added[n]), strength)
-    model.set_additional_models(KEY, patchers)
+    if any(added):
+        patchers = [patcher.clone() for patcher in model.get_additional_models_with_key(KEY)]
+        for n in chosen:
+            patchers[n].add_patches(as_patches(added[n]), strength)
+        model.set_additional_models(KEY, patchers)
 
 
 def _fitting_changes(ground: LoadedMotion, loras: dict[str, Tensor]) -> list[Change]:

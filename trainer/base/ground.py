@@ -34,18 +34,18 @@ def read_ground(path: Path) -> Ground:
         FileNotFoundError, ValueError: each kind of damage in its own sentence, or it is no whole motion itself.
     """
     info, tensors = read_motion_module(path)
-    check_whole(path, info)
+    check_whole(path, info, "give that file to --over")
     with torch.device("meta"):
         inflation = Inflation(info.config, info.structure)
     inflation.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return Ground(path, info, inflation, Over(path.name, hash_of(tensors), info.family))
 
 
-def check_whole(path: Path, info: MotionInfo) -> None:
-    """Raise ValueError where a motion file was learnt on top of another one, and is nothing without it."""
+def check_whole(path: Path, info: MotionInfo, remedy: str) -> None:
+    """Raise ValueError, which ends in `remedy`, where a motion file was learnt on top of another one."""
     if info.over or info.config.temporal_lora:
         ground = info.over.name if info.over else "a motion model"
-        raise ValueError(f"{path} was learnt on top of {ground}, and is no motion by itself: give that file")
+        raise ValueError(f"{path} was learnt on top of {ground}, and is no whole motion by itself: {remedy}")
 
 
 def check_ground(ground: Ground, structure: Structure, prediction: str) -> None:

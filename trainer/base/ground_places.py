@@ -18,7 +18,7 @@ from .auto import SUFFIXES, Candidate, walk
 from .comfyui import model_folders
 from .tensors import STRANGE, is_pickled_file, read_outlines
 
-FOLDERS = "stillmotion", "animatediff_models"
+FOLDERS = "animatediff_models", "stillmotion"
 EVOLVED = "custom_nodes/ComfyUI-AnimateDiff-Evolved/models"
 """Where AnimateDiff-Evolved looks beside its folder of models."""
 

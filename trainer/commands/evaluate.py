@@ -45,7 +45,8 @@ def generated(options: EvaluateOptions) -> list[Path]:
         return []
     prompts = read_prompts(options.prompts)
     of_clip = options.seeds, options.frames, options.size, options.steps, options.guidance
-    return [generate(Generation(options.generate, options.base, prompts, *of_clip), options.output)]
+    wanted = Generation(options.generate, options.base, prompts, *of_clip, over=options.over)
+    return [generate(wanted, options.output)]
 
 
 def named(paths: list[Path]) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from ..clips.find import find_clips
 from ..clips.inspect import inspect_clips, refuse_without_captions, table, usable_clips
 from ..options import FewShotOptions
 from ..run.export import fresh_inflation
-from ..run.over import ground_of, with_defaults, with_ground
+from ..run.over import ground_of, tell_of_grounds, with_defaults, with_ground
 from ..run.run import plan_of, rehearse, train_and_export
 from ..run.session import Stage, begin, load_image_model
 from ..run.training_set import clips_in_memory, form_of
@@ -32,7 +32,11 @@ def fewshot(options: FewShotOptions) -> None:
     reports = inspect_clips(sources, form_of(options))
     log.info("%s", table(reports))
     usable_clips(reports, options.skip_bad)
-    base = with_ground(load_image_model(session), ground)
+    base = load_image_model(session)
+    if ground:
+        base = with_ground(base, ground)
+    else:
+        tell_of_grounds(base)
     start = fresh_inflation(inflation_config(options, ground), structure_of(base.unet), options.seed)
     plan = plan_of(session, base, first_frame=options.first_frame)
     if options.dry_run:

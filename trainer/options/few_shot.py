@@ -56,8 +56,8 @@ class FewShotOptions(TrainOptions):
     frame_attention: Annotated[
         bool,
         Field(
-            description="attention over frames in every transformer block; unset with --over: where that has no"
-            " temporal blocks"
+            description="attention over frames in every transformer block; unset with --over: only if that connects no"
+            " frames"
         ),
     ] = True
     frame_heads: Annotated[int, Field(ge=1, description="its heads; with --frame-attention")] = 8

@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from ...networks.atomic import write_bytes
 from ...networks.motion_file import read_motion_info
+from ..base.ground import read_ground
 from ..base.load import Base, encode_captions, load_base
 from ..clips.cache import content_hash
 from .compare import load_motion
 from .lock import locked
+from .over import with_ground
 from .previews import decode_clip
 from .sample import Sampling, sample_clip, starting_noise
 
@@ -26,7 +28,10 @@ log = logging.getLogger("stillmotion")
 
 @dataclass(frozen=True)
 class Generation:
-    """What to sample: each prompt with each seed from 0 on, `frames` of `size` (width, height) in pixels."""
+    """What to sample: each prompt with each seed from 0 on, `frames` of `size` (width, height) in pixels.
+
+    `over`: the motion model that `motion` was learnt on top of.
+    """
 
     motion: Path
     base: Path
@@ -36,6 +41,7 @@ class Generation:
     size: tuple[int, int]
     steps: int
     guidance: float
+    over: Path | None = None
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -70,6 +76,7 @@ def generate(wanted: Generation, folder: Path) -> Path:
         ]
         if left:
             base = load_base(wanted.base)
+            base = with_ground(base, read_ground(wanted.over)) if wanted.over else base
             base.unet.to("cuda" if torch.cuda.is_available() else "cpu")
             sample_all(wanted, base, left, folder)
     return folder / "clips"

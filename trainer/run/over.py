@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from ...networks.config import TemporalLora
+from ...networks.formats import animatediff
 from ...networks.shown import shown
 from ..base.auto import hub_folder
 from ..base.comfyui import find_comfyuis
@@ -34,28 +35,30 @@ def ground_of(options: FewShotOptions) -> Ground | None:
     with working("reading the motion model"):
         ground = read_ground(named_ground(options.over, ground_places(find_comfyuis(), hub_folder())))
     log.info("On top of %s: %s, which stays as it is.", ground.path, described(ground.info))
+    if said := animatediff.remark(ground.info):
+        log.warning("%s makes clips that are like AnimateDiff's, not the same: %s.", ground.path.name, said)
     return ground
 
 
-def with_ground(base: Base, ground: Ground | None) -> Base:
-    """Return the base with a ground on it, and with its noise schedule; without one, say which one there is.
+def with_ground(base: Base, ground: Ground) -> Base:
+    """Return the base with a ground on it, and with its noise schedule.
 
     Raises:
         ValueError: it was made for another U-Net, or one that predicts something else.
     """
-    structure = structure_of(base.unet)
-    if ground is None:
-        found = list(grounds_for(structure, ground_places(find_comfyuis(), hub_folder())))
-        if found:
-            name, more = shown(found[0].name, 60), f", as {len(found) - 1} more" if found[1:] else ""
-            log.info(
-                "%s lies on this machine%s: with --over %s the motion is learnt on top of it, from frames that cohere"
-                " already, as a LoRA on its attentions and what else trains.",
-                *(name, more, name if found[0].listed else found[0].path),
-            )
-        return base
-    check_ground(ground, structure, base.prediction)
+    check_ground(ground, structure_of(base.unet), base.prediction)
     return replace(base, ground=ground, schedule=ground.info.schedule, zero_snr=ground.info.zero_snr)
+
+
+def tell_of_grounds(base: Base) -> None:
+    """Say which motion model there is for a base, and what `--over` would do with it."""
+    places = ground_places(find_comfyuis(), hub_folder())
+    if found := next(grounds_for(structure_of(base.unet), places), None):
+        log.info(
+            "%s lies on this machine: with --over %s the motion is learnt on top of it, whose frames hold together"
+            " from the first step.",
+            *(shown(found.name, 60), shown(found.name, 60) if found.listed else found.path),
+        )
 
 
 def with_defaults(options: FewShotOptions, ground: Ground | None) -> FewShotOptions:
@@ -75,9 +78,9 @@ def with_defaults(options: FewShotOptions, ground: Ground | None) -> FewShotOpti
         raise ValueError(
             f"--temporal-lora changes attentions over frames, of which {ground.path} has none: leave it out"
         )
-    if "frame_attention" not in given and has.temporal:
+    if "frame_attention" not in given and (has.temporal or has.frame_attention):
         changed["frame_attention"] = False
-        log.info("--frame-attention is off: the temporal blocks of %s connect the frames already.", ground.path.name)
+        log.info("--frame-attention is off: %s connects the frames already.", ground.path.name)
     options = options.model_copy(update=changed)
     if options.queries == options.recurrence == "none" and not (
         options.temporal_lora or options.frame_attention or options.temporal_blocks

@@ -14,11 +14,16 @@ from stillmotion.networks.clip import Clip
 from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal, TemporalLora
 from stillmotion.networks.formats.animatediff import from_animatediff, to_animatediff
 from stillmotion.networks.formats.modules import sd15_like
-from stillmotion.networks.motion_file import MotionInfo, read_motion_file
+from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.motion_file import MotionInfo, read_motion_file, write_motion_file
 from stillmotion.networks.tensor_file import hash_of
+from stillmotion.trainer.base.ground import read_ground
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
+from stillmotion.trainer.base.load import load_base
 from stillmotion.trainer.cli import main
+from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.export import fresh_inflation
+from stillmotion.trainer.run.over import with_ground
 
 SMALL = sd15_like([32, 64], [1, 1])
 MOVES = "--size 64x48 --frames 3 --steps 4 --save-every 2 --preview-every none --ema none"
@@ -138,6 +143,21 @@ def test_at_step_0_it_is_the_ground_bit_for_bit_and_training_leaves_that_as_it_w
         assert (video(*rows, Clip.of(4)) - alone).abs().max() > 1e-4
 
 
+@torch.no_grad()
+def test_clips_of_it_are_sampled_on_top_of_its_ground_and_not_without(place, whole):
+    base, file = load_base(place / "base"), whole / "whole.safetensors"
+    with pytest.raises(ValueError, match="was learnt on top of mm.safetensors.*: name that file with --over"):
+        load_motion(base, file)
+    base = with_ground(base, ground := read_ground(place / "mm.safetensors"))
+    info, tensors = read_motion_file(file)
+    inflation = Inflation(info.config, info.structure)
+    inflation.load_state_dict(tensors)
+    rows = torch.randn(3, 4, 6, 8), torch.full((3,), 300), torch.randn(3, 5, 768)
+    sampled = load_motion(base, file)(*rows, Clip.of(3))
+    expected = InflatedUNet(base.unet, inflation, ground=ground.inflation)(*rows, Clip.of(3))
+    assert torch.equal(sampled, expected) and base.schedule == "linear"
+
+
 def refused(place, capsys, *more, **over):
     assert fewshot(place, "none", *more, **over) == 2
     return capsys.readouterr().err
@@ -147,7 +167,7 @@ def test_what_can_be_no_ground_is_said_in_one_line(place, whole, capsys):
     module(place / "wide.safetensors", (32, 32))
     assert "wide.safetensors was made for a U-Net with other layers" in refused(place, capsys, over="wide.safetensors")
     shutil.copy(whole / "whole.safetensors", place / "learnt.safetensors")
-    assert "learnt.safetensors was learnt on top of mm.safetensors, and is no motion by itself" in refused(
+    assert "learnt.safetensors was learnt on top of mm.safetensors, and is no whole motion by itself" in refused(
         place, capsys, over="learnt.safetensors"
     )
     assert "there is no motion model" in refused(place, capsys, over="nowhere.safetensors")
@@ -159,8 +179,6 @@ def test_what_can_be_no_ground_is_said_in_one_line(place, whole, capsys):
 
 
 def test_loras_on_attentions_that_a_ground_has_not_are_refused(place, capsys, tmp_path):
-    from stillmotion.networks.motion_file import write_motion_file
-
     config = InflationConfig(Temporal(levels=(("convolution",),)))
     write_motion_file(place / "conv.safetensors", random(config).state_dict(), MotionInfo(config, SMALL))
     said = refused(place, capsys, "--temporal-lora", "4", over="conv.safetensors")
