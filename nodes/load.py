@@ -43,8 +43,12 @@ def _changed(path: Path) -> str:
     return str(stamp_of(path))
 
 
-def _strength(name: str, tooltip: str, **more):
-    return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip, **more)
+def _strength(name: str, tooltip: str):
+    return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
+
+
+def _lora_strength(name: str, tooltip: str, **more):
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip, **more)
 
 
 def _text(name: str, tooltip: str):
@@ -152,10 +156,10 @@ class RecurrentMotionLoRA(Node):
                 _file_input("motion_file", "A file in models/stillmotion, made by `python -m trainer fewshot`."),
                 _strength("lora_strength", "Factor of the trained query projections (to_q)."),
                 _strength("memory_strength", "Factor of the recurrent attention and the attention over frames."),
-                _strength(
+                _lora_strength(
                     "temporal_lora_strength",
-                    "Factor of the LoRA on the motion model that the file was learnt on top of (--over), which the"
-                    " STUNet Loader puts before this.",
+                    "Factor of the LoRA on the motion model that the file was learnt on top of, which a STUNet Loader"
+                    " before this node loads. 1: as trained, 0: nothing, below 0: the other way.",
                     optional=True,
                 ),
             ],
@@ -199,13 +203,8 @@ class MotionLoRA(Node):
                     " loaded: AnimateDiff's own are for its version 2.",
                     ANIMATEDIFF_LORA,
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Factor of what the LoRA changes. 1: as trained, 0: nothing, below 0: the other way.",
+                _lora_strength(
+                    "strength", "Factor of what the LoRA changes. 1: as trained, 0: nothing, below 0: the other way."
                 ),
             ],
             outputs=[io.Model.Output("video_model", display_name="model")],
