@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .lora import Change, Lora
-
-if TYPE_CHECKING:
-    from .inflation import Inflation
 
 PART = "temporal_lora"
 PROJECTIONS = "q", "k", "v", "out"
@@ -52,12 +49,15 @@ def attention_path(site: str, kind: str, number: int) -> str:
     return f"{site}.{kind}.attention" if kind == IN_BLOCK else f"{site}.{kind}.attentions.{number}"
 
 
-def put_on(ground: Inflation, inflation: Inflation) -> None:
-    """Make the attentions over frames of `ground` add what the LoRAs of an inflation say, wherever they run.
+def put_on(ground: nn.Module, parts: Iterable[tuple[str, nn.Module]]) -> None:
+    """Make the attentions over frames of an inflation, `ground`, add what the LoRAs of another one say.
 
     The weights of `ground` stay as they are; the LoRAs keep their one owner.
+
+    Args:
+        parts: of the other one, `<site>.<part>` and module.
     """
-    for path, part in inflation.parts():
+    for path, part in parts:
         if isinstance(part, TemporalLoras):
             site = path.removesuffix(f".{PART}")
             for kind, loras in part.items():

@@ -58,7 +58,8 @@ def test_every_attention_over_frames_has_its_loras_and_nothing_else_has(name):
 def test_new_loras_change_no_bit_and_trained_ones_are_their_products_merged(name):
     ground, lora = made(GROUNDS[name]), made(lora_on(name))
     before = outputs(ground)
-    put_on(ground, new := Inflation(lora_on(name), SLIM).double())
+    new = Inflation(lora_on(name), SLIM).double()
+    put_on(ground, new.parts())
     assert all(torch.equal(before[place], after) for place, after in outputs(ground).items())
     new.load_state_dict(lora.state_dict())
     hooked, merged = outputs(ground), made(GROUNDS[name])

@@ -93,7 +93,7 @@ class InflatedUNet(nn.Module):
             put_queries(unet, inflation, self.sites)
             inflation.requires_grad_(True)
         if ground is not None and inflation is not None:
-            put_on(ground, inflation)
+            put_on(ground, inflation.parts())
 
     def forward(
         self,
