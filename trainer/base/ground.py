@@ -27,8 +27,11 @@ class Ground:
     over: Over
 
 
-def read_ground(path: Path) -> Ground:
+def read_ground(path: Path, name: str | None = None) -> Ground:
     """Read a motion file, an AnimateDiff module or a MotionAdapter's folder as a ground.
+
+    Args:
+        name: what files that are learnt on top of it call it; None: as its file or folder.
 
     Raises:
         FileNotFoundError, ValueError: each kind of damage in its own sentence, or it is no whole motion itself.
@@ -38,7 +41,7 @@ def read_ground(path: Path) -> Ground:
     with torch.device("meta"):
         inflation = Inflation(info.config, info.structure)
     inflation.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    return Ground(path, info, inflation, Over(path.name, hash_of(tensors), info.family))
+    return Ground(path, info, inflation, Over(name or path.name, hash_of(tensors), info.family))
 
 
 def check_whole(path: Path, info: MotionInfo, remedy: str) -> None:

@@ -50,16 +50,19 @@ def merged_motions(files: Sequence[Weighted]) -> tuple[MotionInfo, dict[str, Ten
 
 
 def at_rank(info: MotionInfo, tensors: Tensors, rank: int) -> tuple[MotionInfo, dict[str, Tensor]]:
-    """Return a motion with the nearest LoRAs of a rank, and say how much of their change is kept.
+    """Return a motion with the nearest LoRAs of at most a rank, and say how much of their change is kept.
 
     Raises:
         ValueError: it has none.
     """
     _check_loras(info)
-    parts = {part: replace(old, rank=rank) for part in MERGED if (old := getattr(info.config, part))}
+    loras = {part: lora for part in MERGED if (lora := getattr(info.config, part))}
+    parts = {part: replace(lora, rank=min(rank, lora.rank)) for part, lora in loras.items()}
     found, kept = dict(tensors), []
     for name in _loras_in(tensors):
         down, up = (tensors[f"{name}.{side}.weight"] for side in ("down", "up"))
+        if len(down) <= rank:
+            continue
         low_down, low_up, share = truncated(down, up, rank)
         found |= {f"{name}.down.weight": low_down.to(down.dtype), f"{name}.up.weight": low_up.to(up.dtype)}
         kept += [100 * share.item()] if up.any() else []

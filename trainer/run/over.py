@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...networks.config import TemporalLora
 from ...networks.formats import animatediff
 from ...networks.shown import shown
-from ..base.auto import hub_folder
+from ..base.auto import hub_folder, listed_name
 from ..base.comfyui import find_comfyuis
 from ..base.ground import Ground, check_ground, read_ground
 from ..base.ground_places import ground_places, grounds_for, named_ground
@@ -33,7 +33,8 @@ def ground_of(options: FewShotOptions) -> Ground | None:
     if options.over is None:
         return None
     with working("reading the motion model"):
-        ground = read_ground(named_ground(options.over, ground_places(find_comfyuis(), hub_folder())))
+        path = named_ground(options.over, ground_places(find_comfyuis(), hub_folder()))
+        ground = read_ground(path, listed_name(path, []))
     log.info("On top of %s: %s, which stays as it is.", ground.path, described(ground.info))
     if said := animatediff.remark(ground.info):
         log.warning("%s makes clips that are like AnimateDiff's, not the same: %s.", ground.path.name, said)

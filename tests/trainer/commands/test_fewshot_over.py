@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny_run as tiny
@@ -21,9 +22,10 @@ from stillmotion.trainer.base.ground import read_ground
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.base.load import load_base
 from stillmotion.trainer.cli import main
+from stillmotion.trainer.options import FewShotOptions
 from stillmotion.trainer.run.compare import load_motion
 from stillmotion.trainer.run.export import fresh_inflation
-from stillmotion.trainer.run.over import with_ground
+from stillmotion.trainer.run.over import ground_of, tell_of_grounds, with_defaults, with_ground
 
 SMALL = sd15_like([32, 64], [1, 1])
 MOVES = "--size 64x48 --frames 3 --steps 4 --save-every 2 --preview-every none --ema none"
@@ -178,7 +180,7 @@ def test_what_can_be_no_ground_is_said_in_one_line(place, whole, capsys):
     assert "name it with --over" in capsys.readouterr().err
 
 
-def test_loras_on_attentions_that_a_ground_has_not_are_refused(place, capsys, tmp_path):
+def test_loras_on_attentions_that_a_ground_has_not_are_refused(place, capsys):
     config = InflationConfig(Temporal(levels=(("convolution",),)))
     write_motion_file(place / "conv.safetensors", random(config).state_dict(), MotionInfo(config, SMALL))
     said = refused(place, capsys, "--temporal-lora", "4", over="conv.safetensors")
@@ -192,12 +194,24 @@ def test_a_motion_model_that_comfyui_has_is_named_and_found_by_its_name(place, w
     module(folder / "a wide one.safetensors", (32, 32))
     (folder / "a note.safetensors").write_bytes(b"no tensors")
     monkeypatch.setattr("stillmotion.trainer.run.over.find_comfyuis", lambda: [tmp_path / "ComfyUI"])
-    AcceleratorState._reset_state(True)
+    options = FewShotOptions(videos=place / "clips", over="v2.safetensors")
     with caplog.at_level(logging.INFO, logger="stillmotion"):
-        assert main(tiny.words(place, "fewshot", "none", *MOVES.split(), "--dry-run")) == 0
-        assert "v2.safetensors lies on this machine: with --over v2.safetensors the motion is learnt" in caplog.text
-        AcceleratorState._reset_state(True)
-        words = [*MOVES.split(), "--over", "v2.safetensors", "--dry-run"]
-        assert main(tiny.words(place, "fewshot", "none", *words)) == 0
+        tell_of_grounds(load_base(place / "base"))
+        found = with_defaults(options, ground_of(options))
+    assert "v2.safetensors lies on this machine: with --over v2.safetensors the motion is learnt" in caplog.text
     assert f"On top of {folder / 'v2.safetensors'}: AnimateDiff v2" in caplog.text
     assert "--frame-attention is off" in caplog.text and "--temporal-lora is 16" in caplog.text
+    assert (found.over, found.temporal_lora, found.frame_attention) == (folder / "v2.safetensors", 16, False)
+
+
+def test_what_somebody_sets_stays_and_a_ground_without_attentions_gets_no_lora(place, whole):
+    ground = read_ground(place / "mm.safetensors")
+    set_by_hand = FewShotOptions(videos=place, over=ground.path, temporal_lora=4, frame_attention=True)
+    found = with_defaults(set_by_hand, ground)
+    assert (found.temporal_lora, found.frame_attention) == (4, True)
+    off = with_defaults(FewShotOptions(videos=place, over=ground.path, temporal_lora=None), ground)
+    assert off.temporal_lora is None
+    config = InflationConfig(Temporal(levels=(("convolution",),)))
+    other = replace(ground, info=replace(ground.info, config=config))
+    found = with_defaults(FewShotOptions(videos=place, over=ground.path), other)
+    assert (found.temporal_lora, found.frame_attention) == (None, False)
