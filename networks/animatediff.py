@@ -18,6 +18,10 @@ class MotionModule(TransformerOverFrames, TemporalBlock):
 
     kind, peak = "attention", 20
 
+    @staticmethod
+    def attention_count(options: BlockOptions) -> int:
+        return 2
+
     @classmethod
     def build(cls, site: Site, options: BlockOptions, ops=nn) -> MotionModule:
         return cls(site.width, site.width, options.heads, options.positional, options.norm_scope, ops)

@@ -42,6 +42,11 @@ class TemporalBlock(nn.Module):
         """Return the number that the channels of the U-Net must be a multiple of."""
         return GROUPS
 
+    @staticmethod
+    def attention_count(options: BlockOptions) -> int:
+        """Return how many attentions over frames it has, in `attentions`, as wide as `width_at`."""
+        return 0
+
     @classmethod
     def name_with(cls, options: BlockOptions) -> str:
         """Return what errors call the block where it is built with these options."""

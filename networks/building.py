@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from torch import nn
 
 from .condition import ConditionStem
-from .config import InflationConfig, Temporal
+from .config import InflationConfig, Temporal, TemporalLora
 from .convolution import FrameConvolution
 from .frame_attention import BlockFrameAttention, zero_init
 from .guidance import AppearanceEmbedding, MotionEmbedding
 from .kinds import BLOCKS
+from .lora import Lora
 from .mapping import MappingNetwork
 from .prior import PriorStem
-from .queries import QueryLora, QueryMatrix
+from .queries import QueryMatrix
 from .recurrent import RecurrentAttention
 from .resampler import TextResampler
 from .sites import Site, Structure
+from .temporal_lora import IN_BLOCK, PART, TemporalLoras
 from .tokens import FrameTokens, TokenWeight
 
 SAMPLE, TEXT, TIME = "sample", "text", "time"
@@ -51,6 +53,8 @@ def build(config: InflationConfig, structure: Structure, ops) -> Built:
                 yield site.name, "resampling", level, zero_init(convolution)
         for name in site.blocks:
             yield from _build_in_block(config, name, site, ops)
+        if config.temporal_lora:
+            yield from _build_temporal_loras(config.temporal_lora, site, ops)
 
 
 def _build_guidance(config: InflationConfig, structure: Structure, ops) -> Built:
@@ -83,5 +87,20 @@ def _build_in_block(config: InflationConfig, block: str, site: Site, ops) -> Bui
     if config.queries:
         for attention in ("attn1", "attn2"):
             rank = config.queries.rank
-            queries = QueryMatrix(site.width, ops) if rank is None else QueryLora(site.width, rank, ops)
+            queries = QueryMatrix(site.width, ops) if rank is None else Lora(site.width, rank, ops)
             yield f"{block}.{attention}", "queries", site.level, queries
+
+
+def _build_temporal_loras(lora: TemporalLora, site: Site, ops) -> Built:
+    if attentions := attentions_after(site, lora.temporal):
+        yield site.name, PART, site.level, TemporalLoras(attentions, lora.rank, ops)
+    for block in site.blocks if lora.frame_attention else ():
+        yield block, PART, site.level, TemporalLoras({IN_BLOCK: (1, site.width)}, lora.rank, ops)
+
+
+def attentions_after(site: Site, temporal: Temporal | None) -> dict[str, tuple[int, int]]:
+    """Return how many attentions over frames come after a layer in each kind of temporal block, and their channels."""
+    if temporal is None:
+        return {}
+    blocks = (BLOCKS[kind] for kind in kinds_after(site, temporal))
+    return {block.kind: (n, block.width_at(site)) for block in blocks if (n := block.attention_count(temporal))}

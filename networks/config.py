@@ -165,6 +165,47 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class TemporalLora:
+    """LoRAs of this rank on the queries, keys, values and outputs of all attentions over frames of another inflation.
+
+    `levels`, `middle`, `layers`: where that has them in temporal blocks, as in `Temporal`; no levels: nowhere.
+    `frame_attention`: it has them in its transformer blocks.
+    """
+
+    rank: int = 16
+    levels: tuple[tuple[str, ...], ...] = (("attention",),)
+    middle: bool = False
+    layers: int = 2
+    frame_attention: bool = False
+
+    def __post_init__(self):
+        _check_whole("rank", self.rank)
+        _check_choice("frame_attention", self.frame_attention, (True, False))
+        if not (self.temporal and self.temporal.kinds) and not self.frame_attention:
+            raise ValueError("no attention that it changes")
+
+    @property
+    def temporal(self) -> Temporal | None:
+        """Return the blocks that have the attentions, as far as these tell where they are."""
+        return Temporal(levels=self.levels, middle=self.middle, layers=self.layers) if self.levels else None
+
+    @classmethod
+    def on(cls, config: InflationConfig, rank: int) -> TemporalLora | None:
+        """Return LoRAs on all attentions over frames of an inflation, None where it has none."""
+        temporal, in_blocks = config.temporal, config.frame_attention is not None
+        kinds = [kind for kind in temporal.kinds if BLOCKS[kind].attention_count(temporal)] if temporal else []
+        if not temporal or not kinds:
+            return cls(rank, levels=(), frame_attention=True) if in_blocks else None
+        levels = tuple(tuple(kind for kind in level if kind in kinds) for level in temporal.levels)
+        return cls(rank, levels, temporal.middle, temporal.layers, in_blocks)
+
+    def check(self, structure: Structure) -> None:
+        """Raise ValueError where a U-Net has not the levels that it speaks of."""
+        if self.temporal:
+            self.temporal.check(structure)
+
+
+@dataclass(frozen=True)
 class Prior:
     """A second stem beside the U-Net's first convolution, for the latents of a still.
 
@@ -272,6 +313,7 @@ class InflationConfig:
     appearance: Appearance | None = None
     resampler: Resampler | None = None
     condition: Condition | None = None
+    temporal_lora: TemporalLora | None = None
 
     def frames_at(self, level: int, frames: int) -> int:
         """Return how many of a clip's frames there are at a level of the U-Net."""
@@ -280,7 +322,7 @@ class InflationConfig:
 
     def check(self, structure: Structure) -> None:
         """Raise ValueError where a U-Net has not the levels that a part speaks of, or not the channels it needs."""
-        for part in (self.temporal, self.resampling):
+        for part in (self.temporal, self.resampling, self.temporal_lora):
             if part:
                 part.check(structure)
 
@@ -314,6 +356,7 @@ PARTS = {
     "appearance": Appearance,
     "resampler": Resampler,
     "condition": Condition,
+    "temporal_lora": TemporalLora,
 }
 
 

@@ -70,6 +70,10 @@ class FrameTransformer(TransformerOverFrames, TemporalBlock):
     def width_at(site: Site) -> int:
         return FIRST_INNER if site.kind == "conv_in" else site.width
 
+    @staticmethod
+    def attention_count(options: BlockOptions) -> int:
+        return 2
+
     @classmethod
     def build(cls, site: Site, options: BlockOptions, ops=nn) -> FrameTransformer:
         inner = cls.width_at(site)

@@ -75,9 +75,13 @@ class Inflation(nn.Module):
         yield from self._parts.items()
 
 
-def without_queries(config: InflationConfig) -> InflationConfig:
-    """Leave the queries out, for hosts that merge them into the frozen weights instead of running them."""
-    return replace(config, queries=None)
+MERGED = "queries", "temporal_lora"
+"""Parts that change frozen weights, of the U-Net and of another inflation."""
+
+
+def without_merged(config: InflationConfig) -> InflationConfig:
+    """Leave out what hosts merge into frozen weights instead of running it."""
+    return replace(config, **dict.fromkeys(MERGED))
 
 
 def _register(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -78,6 +78,10 @@ class AttentionInflation(TemporalBlock):
     def channel_multiple(options: BlockOptions) -> int:
         return 1
 
+    @staticmethod
+    def attention_count(options: BlockOptions) -> int:
+        return options.layers
+
     @classmethod
     def build(cls, site: Site, options: BlockOptions, ops=nn) -> AttentionInflation:
         return cls(site.width, max(1, site.width // HEAD_WIDTH), options.layers, ops)

@@ -17,6 +17,19 @@ LIMITS = {"frames": MOST_FRAMES, "positions": MOST_FRAMES, "width": LARGEST_SIDE
 
 
 @dataclass(frozen=True)
+class Over:
+    """The motion that a file was learnt on top of: its file's name, `tensor_file.hash_of`, and its base family."""
+
+    name: str
+    sha256: str
+    family: str
+
+    def __post_init__(self):
+        if wrong := [value for value in (self.name, self.sha256, self.family) if not isinstance(value, str)]:
+            raise ValueError(f"it was learnt on top of a file that it describes by {told(wrong[0])}, which is no text")
+
+
+@dataclass(frozen=True)
 class MotionInfo:
     """The description in a motion file.
 
@@ -25,7 +38,8 @@ class MotionInfo:
     options of the command that made it, `versions` of the libraries that did. `positions` is for how many frames other
     programs' form of the file stores positions; None: it stores none. `zero_snr`: the schedule is rescaled to end in
     noise alone (Lin et al. 2024, arXiv 2305.08891). `factors`: of the training clips, "motion" and "appearance", each
-    the 5th, 50th and 95th percentile.
+    the 5th, 50th and 95th percentile. `over`: the motion that it was learnt on top of, without which it is not whole;
+    None: the image model alone.
     """
 
     config: InflationConfig
@@ -42,6 +56,7 @@ class MotionInfo:
     positions: int | None = 32
     zero_snr: bool = False
     factors: dict = field(default_factory=dict)
+    over: Over | None = None
 
     def __post_init__(self):
         for name, most in LIMITS.items():
@@ -92,7 +107,7 @@ def info_from(own: dict) -> MotionInfo:
     Raises:
         ValueError: a value is missing or is none that can be used.
     """
-    same = {f.name for f in fields(MotionInfo)} - {"config", "structure", "captions"}
+    same = {f.name for f in fields(MotionInfo)} - {"config", "structure", "captions", "over"}
     same -= ADDED_LATER - own.keys()
     try:
         if not isinstance(own["captions"], list):
@@ -101,6 +116,7 @@ def info_from(own: dict) -> MotionInfo:
             config=InflationConfig.from_json(own["config"]),
             structure=Structure.from_json(own["structure"]),
             captions=tuple(own["captions"]),
+            over=Over(**over) if (over := own.get("over")) is not None else None,
             **{name: own[name] for name in same},
         )
     except KeyError as error:

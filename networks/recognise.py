@@ -57,6 +57,7 @@ MOTION_LORA = (
 )
 
 NAMES = (
+    (r"\.temporal_lora\.", "a motion learnt on top of another one: Recurrent Motion LoRA takes it"),
     (r"\.motion_modules\..*lora", MOTION_LORA),
     (r"controlnet_|^control_model\.|\bhint_block|^lllite_", "a ControlNet: Load ControlNet Model takes it"),
     (r"\.motion_modules\.", "a motion module: the STUNet Loader and `python -m trainer convert` take it"),

@@ -6,6 +6,7 @@ errors as such, write metadata in another order each time, and take tensors with
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -94,6 +95,16 @@ def write_tensors(file: Sink, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor, its own where it is contiguous and on the CPU."""
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return SHA-256 of names, shapes and numbers, these in half precision: a file in float32 and its copy in half
+    precision are one."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor.half()))
+    return digest.hexdigest()
 
 
 def header_length(start: bytes) -> int | None:

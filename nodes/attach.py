@@ -22,7 +22,7 @@ from ..samplers.strengths import levels_for
 from .asks import Asks, asked_of, put_into_conditions, take_carried, whole_frames, with_first_frames
 from .merging import refuse_merging
 from .motion import LoadedMotion
-from .motion_lora import check_loaded_once
+from .motion_lora import add_temporal_lora, check_loaded_once
 from .previews import with_previews
 from .rates import pack_window
 from .schedule import check_sampling
@@ -47,6 +47,7 @@ def attach(
     temporal: float,
     recurrence: float,
     queries: float,
+    temporal_lora: float = 1.0,
     frames_per_clip: int = 0,
     levels: tuple[float, ...] = (),
     keyframes: tuple[tuple[int, float], ...] = (),
@@ -54,10 +55,10 @@ def attach(
     """Return a clone of MODEL with a motion file attached; may be repeated in any order.
 
     Args:
-        temporal, recurrence, queries: strengths of the temporal parts with the mapping network, of the recurrent
-            attention, and of the trained queries.
+        temporal, recurrence, queries, temporal_lora: strengths of the temporal parts with the mapping network, of the
+            recurrent attention, of the trained queries, and of LoRAs on the motion files that MODEL has.
         frames_per_clip: 0 where all frames of a LATENT are one clip.
-        levels, keyframes: further factors, as in `Attached`, of all but the queries; one factor is for all levels.
+        levels, keyframes: further factors, as in `Attached`, of all but queries and LoRAs; one is for all levels.
 
     Raises:
         MotionFileError: the file was made for another kind of model.
@@ -68,6 +69,7 @@ def attach(
     levels = levels_for(levels, len(structure.levels))
     model = model.clone()
     _add_queries(model, motion.queries, queries)
+    add_temporal_lora(model, motion, temporal_lora)
     if motion.patcher:
         attached = Attached(
             motion.patcher.model,
@@ -83,7 +85,7 @@ def attach(
         model.set_attachments(KEY, (*(model.get_attachment(KEY) or ()), settings))
         _wrap(model)
     elif levels or keyframes:
-        log.warning("%s holds queries alone; level_strengths and keyframes do not change them.", motion.path.name)
+        log.warning("%s changes weights alone; level_strengths and keyframes do not change them.", motion.path.name)
     return model
 
 

@@ -47,6 +47,10 @@ def _strength(name: str, tooltip: str):
     return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
 
 
+def _lora_strength(name: str, tooltip: str, **more):
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip, **more)
+
+
 def _text(name: str, tooltip: str):
     """Return a text input that is optional, so that graphs from before there was one go on running."""
     return where_known(io.String.Input, name, default="", optional=True, advanced=True, tooltip=tooltip)
@@ -122,6 +126,7 @@ class STUNetLoader(Node):
             temporal=strength,
             recurrence=strength,
             queries=strength,
+            temporal_lora=strength,
             frames_per_clip=frames_per_clip,
             levels=levels,
             keyframes=keyframes,
@@ -134,7 +139,8 @@ class STUNetLoader(Node):
 
 
 class RecurrentMotionLoRA(Node):
-    """Node that attaches a few-shot motion file, with one strength for its queries and one for the rest."""
+    """Node that attaches a few-shot motion file, with a strength for its queries, one for its LoRA on the motion model
+    that it was learnt on top of, and one for the rest."""
 
     @classmethod
     def define_schema(cls):
@@ -150,14 +156,28 @@ class RecurrentMotionLoRA(Node):
                 _file_input("motion_file", "A file in models/stillmotion, made by `python -m trainer fewshot`."),
                 _strength("lora_strength", "Factor of the trained query projections (to_q)."),
                 _strength("memory_strength", "Factor of the recurrent attention and the attention over frames."),
+                _lora_strength(
+                    "temporal_lora_strength",
+                    "Factor of the LoRA on the motion model that the file was learnt on top of, which a STUNet Loader"
+                    " before this node loads. 1: as trained, 0: nothing, below 0: the other way.",
+                    optional=True,
+                ),
             ],
             outputs=[io.Model.Output("video_model", display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, motion_file, lora_strength, memory_strength) -> io.NodeOutput:
-        strengths = {"temporal": memory_strength, "recurrence": memory_strength, "queries": lora_strength}
-        return io.NodeOutput(_with_motion(model, motion_file, from_file=False, **strengths))
+    def execute(cls, model, motion_file, lora_strength, memory_strength, temporal_lora_strength=1.0) -> io.NodeOutput:
+        model = _with_motion(
+            model,
+            motion_file,
+            from_file=False,
+            temporal=memory_strength,
+            recurrence=memory_strength,
+            queries=lora_strength,
+            temporal_lora=temporal_lora_strength,
+        )
+        return io.NodeOutput(model)
 
     @classmethod
     def fingerprint_inputs(cls, motion_file, **others):
@@ -183,13 +203,8 @@ class MotionLoRA(Node):
                     " loaded: AnimateDiff's own are for its version 2.",
                     ANIMATEDIFF_LORA,
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Factor of what the LoRA changes. 1: as trained, 0: nothing, below 0: the other way.",
+                _lora_strength(
+                    "strength", "Factor of what the LoRA changes. 1: as trained, 0: nothing, below 0: the other way."
                 ),
             ],
             outputs=[io.Model.Output("video_model", display_name="model")],

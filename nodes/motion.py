@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -14,22 +15,33 @@ import torch
 from torch import Tensor
 
 from ..networks.config import InflationConfig
-from ..networks.inflation import Inflation, without_queries
+from ..networks.inflation import MERGED, Inflation, without_merged
 from ..networks.motion_file import MotionInfo
 from ..networks.shown import shown
 from ..networks.stamp import stamp_of
+from ..networks.tensor_file import hash_of
 
 log = logging.getLogger("stillmotion")
 
 
 @dataclass(eq=False)
 class LoadedMotion:
-    """A motion file in memory: its queries, which the host merges, and the ModelPatcher of its other parts, if any."""
+    """A motion file in memory: its queries and its LoRAs on another motion file, which the host merges, and the
+    ModelPatcher of its other parts, if any."""
 
     path: Path
     info: MotionInfo
     queries: dict[str, Tensor]
+    loras: dict[str, Tensor]
     patcher: comfy.model_patcher.ModelPatcher | None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the hash by which files that were learnt on top of this one name it.
+
+        It is read again: the host may have merged LoRAs into the tensors in memory, or cast them.
+        """
+        return hash_of(read(self.path)[1])
 
 
 _loaded: WeakValueDictionary[tuple, LoadedMotion] = WeakValueDictionary()
@@ -50,18 +62,18 @@ def load_motion(path: Path) -> LoadedMotion:
             log.info("%s: %s", path.name, info.options["format"])
         if said := remark(info):
             log.warning("%s makes clips that are like AnimateDiff's, not the same: %s.", path.name, said)
-        queries = {name: tensor for name, tensor in tensors.items() if ".queries." in name}
-        rest = without_queries(info.config) != InflationConfig()
-        loaded = LoadedMotion(path, info, queries, make_patcher(path, info, tensors) if rest else None)
+        queries, loras = ({name: t for name, t in tensors.items() if f".{part}." in name} for part in MERGED)
+        rest = without_merged(info.config) != InflationConfig()
+        loaded = LoadedMotion(path, info, queries, loras, make_patcher(path, info, tensors) if rest else None)
         _loaded[stamp] = loaded
     return loaded
 
 
 def make_patcher(path: Path, info: MotionInfo, tensors: dict[str, Tensor], disable_dynamic: bool = False):
-    """Return a ModelPatcher of the inflation without its queries."""
+    """Return a ModelPatcher of the inflation without what the host merges."""
     with torch.device("meta"):
-        inflation = Inflation(without_queries(info.config), info.structure, comfy.ops.manual_cast)
-    rest = {name: tensor for name, tensor in tensors.items() if ".queries." not in name}
+        inflation = Inflation(without_merged(info.config), info.structure, comfy.ops.manual_cast)
+    rest = {name: t for name, t in tensors.items() if not any(f".{part}." in name for part in MERGED)}
     inflation.load_state_dict(narrowed(rest, comfy.model_management.unet_dtype()), assign=True)
     plain = comfy.model_patcher.ModelPatcher
     patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)

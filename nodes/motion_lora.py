@@ -1,16 +1,23 @@
-"""Motion LoRAs of AnimateDiff on the motion files of a MODEL: the host merges them, as it merges LoRAs into a U-Net."""
+"""LoRAs on the motion files of a MODEL, AnimateDiff's and our own: the host merges them, as it merges LoRAs into a
+U-Net."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import comfy.lora
 from torch import Tensor
 
+from ..networks import temporal_lora
 from ..networks.formats.files import read_motion_lora
-from ..networks.formats.motion_lora import Change, changes
+from ..networks.formats.motion_lora import changes
+from ..networks.lora import Change
+from .motion import LoadedMotion
 from .settings import KEY, Settings
+
+log = logging.getLogger("stillmotion")
 
 NODE = "Motion LoRA"
 
@@ -53,6 +60,50 @@ def fitting(settings: Sequence[Settings], lora: dict[str, Tensor], name: str) ->
             " the module that they were trained on: load that in the STUNet Loader."
         )
     return found
+
+
+def add_temporal_lora(model, motion: LoadedMotion, strength: float) -> None:
+    """Merge the LoRAs of a motion file into the motion files of MODEL: into the one that they were learnt on, else into
+    all that have the attentions; and warn where what it was learnt on top of is not there."""
+    over, settings = motion.info.over, model.get_attachment(KEY) or ()
+    if not over and not motion.loras:
+        return
+    added = [_fitting_changes(s.motion, motion.loras) for s in settings]
+    own = [n for n, s in enumerate(settings) if over and s.motion.sha256 == over.sha256]
+    chosen = own or [n for n, found in enumerate(added) if found]
+    _warn_of_ground(motion, settings, own, any(added[n] for n in chosen))
+    if any(added):
+        patchers = [patcher.clone() for patcher in model.get_additional_models_with_key(KEY)]
+        for n in chosen:
+            patchers[n].add_patches(as_patches(added[n]), strength)
+        model.set_additional_models(KEY, patchers)
+
+
+def _fitting_changes(ground: LoadedMotion, loras: dict[str, Tensor]) -> list[Change]:
+    """Return those changes of which another motion file has the parameters, in the same shape."""
+    tensors = ground.patcher.model.state_dict() if ground.patcher else {}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+
+    def fits(change: Change) -> bool:
+        rows, columns = shapes.get(change.parameter, (0, 0))
+        return rows >= change.start + change.rows and columns == change.down.shape[1]
+
+    return [change for change in temporal_lora.changes(loras) if fits(change)]
+
+
+def _warn_of_ground(motion: LoadedMotion, settings: Sequence[Settings], own: list[int], acts: bool) -> None:
+    name = motion.info.over.name if motion.info.over else "a motion module"
+    if motion.loras and not acts:
+        log.warning(
+            "%s was learnt on top of %s, and this model has no temporal blocks that its LoRA fits, so that it changes"
+            " nothing: load %s in a STUNet Loader before it.",
+            *(motion.path.name, name, name),
+        )
+    elif motion.info.over and not own:
+        log.warning(
+            "%s was learnt on top of %s; the motion of this model is another one (%s), and the clip will be another.",
+            *(motion.path.name, name, ", ".join(s.motion.path.name for s in settings) or "none"),
+        )
 
 
 def as_patches(added: Iterable[Change]) -> dict:

@@ -8,6 +8,7 @@ import pytest
 from stillmotion.networks.config import Condition, InflationConfig, Motion, Prior, Temporal
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.motion_file import MotionInfo
+from stillmotion.networks.motion_info import Over
 from stillmotion.trainer.run.workflow import write_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,7 @@ CONFIGS = {
     "few-shot": InflationConfig(),
     "temporal": InflationConfig(Temporal()),
     "an image": InflationConfig(Temporal(), condition=Condition()),
+    "over another": InflationConfig(),
     "a still and a dial": InflationConfig(Temporal(), prior=Prior(), motion=Motion()),
 }
 
@@ -53,7 +55,8 @@ CONFIGS = {
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("folder", [False, True], ids=["a file", "a folder"])
 def test_no_node_of_a_written_workflow_lies_on_another(tmp_path, config, options, folder):
-    info = MotionInfo(CONFIGS[config], sd15_like([32, 64], [1, 1]), options=options)
+    over = Over("mm.safetensors", "0" * 64, "sd15") if config == "over another" else None
+    info = MotionInfo(CONFIGS[config], sd15_like([32, 64], [1, 1]), options=options, over=over)
     write_workflow(tmp_path / "w.json", "base", "motion.safetensors", info, "a red circle", base_is_folder=folder)
     assert not overlapping(read(tmp_path / "w.json"))
 

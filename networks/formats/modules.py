@@ -93,7 +93,7 @@ def to_modules(info: MotionInfo, tensors: Tensors, form: Format) -> dict[str, Te
     Raises:
         ValueError: the inflation holds what the format cannot say.
     """
-    _check_exportable(info, form.name)
+    check_exportable(info, form.name)
     modules = {}
     for ours, theirs in _parts(info, form).items():
         modules |= {name: rows.clone() for name, rows in zip(theirs, tensors[ours].chunk(len(theirs)))}
@@ -190,7 +190,8 @@ def _same(table: Tensor, wanted: Tensor) -> bool:
     return table.shape == wanted.shape and torch.allclose(table.float(), wanted, rtol=0, atol=tolerance)
 
 
-def _check_exportable(info: MotionInfo, name: str) -> None:
+def check_exportable(info: MotionInfo, name: str) -> None:
+    """Raise ValueError where an inflation holds more than a format has, which is called `name`."""
     kinds = info.config.temporal.kinds if info.config.temporal else set()
     others = [*(part for part in info.config.to_json() if part != "temporal"), *sorted(kinds - {"attention"})]
     if others or not kinds:

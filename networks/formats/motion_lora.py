@@ -1,17 +1,25 @@
-"""AnimateDiff's motion LoRAs: low-rank changes of the attentions of a motion module, merged into an inflation."""
+"""AnimateDiff's motion LoRAs: low-rank changes of the attentions of a motion module, merged into an inflation, or as
+the LoRAs of one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from ..config import CrossFrames, InflationConfig, TemporalLora
+from ..inflation import Inflation
+from ..lora import Change, padded
 from ..motion_file import MotionInfo
-from ..sites import Site
+from ..sites import Site, Structure
+from ..temporal_lora import Place, loras_in
 from ..tensor_file import is_finite
-from .modules import MODULE, Tensors, module_names, module_tensors
+from .modules import MODULE, SDXL, Tensors, check_exportable, module_names, module_tensors, sd15_like
+
+FORMAT = "AnimateDiff motion LoRA"
 
 LAYER = re.compile(
     MODULE.pattern + r"(?:temporal_transformer\.)?transformer_blocks\.0\.(?:attention_blocks\.([01])|attn([12]))\."
@@ -19,22 +27,15 @@ LAYER = re.compile(
 )
 
 
+NAME = "{module}.temporal_transformer.transformer_blocks.0.attention_blocks.{number}.processor.to_{projection}_lora"
+"""As AnimateDiff's own files name a LoRA, those of its second version among them."""
+
+Pairs = dict[tuple[str, int, str], tuple[Tensor, Tensor]]
+"""Down and up by module, attention and letter."""
+
+
 def is_motion_lora(modules: Tensors) -> bool:
     return any("lora" in name for name in modules)
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What a motion LoRA adds to rows of one of an inflation's parameters, `up` · `down`, from row `start` on."""
-
-    parameter: str
-    start: int
-    down: Tensor
-    up: Tensor
-
-    @property
-    def rows(self) -> int:
-        return len(self.up)
 
 
 def changes(info: MotionInfo, lora: Tensors) -> Iterator[Change]:
@@ -90,7 +91,7 @@ def _added(weight: Tensor, change: Change, strength: float) -> Tensor:
     return new
 
 
-def _pairs(lora: Tensors) -> dict[tuple[str, int, str], tuple[Tensor, Tensor]]:
+def _pairs(lora: Tensors) -> Pairs:
     """Return down and up of every matrix that is changed, by module, attention and letter."""
     found = {}
     for name, tensor in module_tensors(lora).items():
@@ -112,3 +113,73 @@ def _place(name: str) -> tuple[tuple[str, int, str], str]:
     module, zero_based, one_based, letter, side = match.groups()
     attention = int(zero_based) if zero_based else int(one_based) - 1
     return (module, attention, letter), {"A": "down", "B": "up"}.get(side, side)
+
+
+def from_motion_lora(lora: Tensors) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """Return a motion LoRA as an inflation, of the highest of its ranks, with zeros where it changes nothing.
+
+    What it was trained on top of it does not say.
+
+    Raises:
+        ValueError: it holds something else, or does not tell for which U-Net it is.
+    """
+    pairs = _pairs(lora)
+    structure, middle = _structure(pairs)
+    rank = max(len(down) for down, _ in pairs.values())
+    config = InflationConfig(temporal_lora=TemporalLora(rank, middle=middle))
+    info = MotionInfo(config, structure, schedule="linear", options={"format": FORMAT})
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Inflation(config, structure).state_dict().items()}
+    kind = next(iter(pairs.values()))[0].dtype
+    found = {name: torch.zeros(shape, dtype=kind) for name, shape in shapes.items()}
+    sites = _attentions(_on(info))
+    for (module, number, letter), (down, up) in pairs.items():
+        if module not in sites:
+            raise ValueError(f"it changes {module}, which no U-Net like SD1.5's has beside the others that it changes")
+        name = Place(sites[module].name, "attention", number, letter).name
+        found[f"{name}.down.weight"], found[f"{name}.up.weight"] = padded(down, up, rank)
+    if wrong := next((name for name, shape in shapes.items() if found[name].shape != shape), None):
+        raise ValueError(f"it changes {wrong.partition('.')[0]} by another number of channels than its level has")
+    return info, found
+
+
+def to_motion_lora(info: MotionInfo, tensors: Tensors) -> dict[str, Tensor]:
+    """Return the LoRAs of an inflation on a motion module in the names of AnimateDiff's files, without its other parts.
+
+    Raises:
+        ValueError: it has none, or also such on attentions that AnimateDiff's modules do not have.
+    """
+    if info.config.temporal_lora is None:
+        raise ValueError("it is no motion LoRA of AnimateDiff, and holds no temporal LoRA that could become one")
+    on = _on(info)
+    check_exportable(on, FORMAT)
+    modules, made = module_names(on), {}
+    for place, down, up in loras_in(tensors):
+        name = NAME.format(module=modules[place.site], number=place.number, projection=place.projection)
+        made |= {f"{name}.down.weight": down.clone(), f"{name}.up.weight": up.clone()}
+    return made
+
+
+def _on(info: MotionInfo) -> MotionInfo:
+    """Return a description of what a file's LoRAs are on, as far as it is known."""
+    lora = info.config.temporal_lora
+    assert lora is not None
+    in_blocks = CrossFrames() if lora.frame_attention else None
+    return replace(info, config=InflationConfig(temporal=lora.temporal, frame_attention=in_blocks))
+
+
+def _structure(pairs: Pairs) -> tuple[Structure, bool]:
+    """Return the U-Net that a motion LoRA is for, and whether it is for a module with a middle block."""
+    widths, units = {}, {}
+    for (module, _, _), (down, _) in pairs.items():
+        stage, level, _, unit = module.split(".") if not module.startswith("mid") else ("mid", "0", "", "0")
+        if stage == "down_blocks":
+            widths[int(level)] = down.shape[1]
+            units[int(level)] = max(units.get(int(level), 0), int(unit) + 1)
+    levels = range(len(widths))
+    if set(widths) != set(levels) or not widths:
+        raise ValueError("it does not change every level on the way down, so that the U-Net it is for cannot be told")
+    if [widths[level] for level in levels] == SDXL:
+        raise ValueError("it is a motion LoRA for SDXL; only those for SD1.5 can be used")
+    middle = any(module.startswith("mid") for module, _, _ in pairs)
+    return sd15_like([widths[level] for level in levels], [units[level] for level in levels]), middle

@@ -1,16 +1,20 @@
 """Motion modules of AnimateDiff through the STUNet Loader, beside the same modules converted to a motion file."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
-from stillmotion.networks.config import InflationConfig, Temporal
+from stillmotion.networks.config import InflationConfig, Temporal, TemporalLora
 from stillmotion.networks.formats.animatediff import from_animatediff, to_animatediff
 from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.formats.motion_adapter import to_motion_adapter
+from stillmotion.networks.formats.motion_lora import to_motion_lora
 from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
+from stillmotion.networks.motion_info import Over
+from stillmotion.networks.tensor_file import hash_of
 
 FRAMES = 5
 UNET = {
@@ -268,3 +272,66 @@ def test_one_module_twice_cannot_have_a_motion_lora_in_one_place_alone(files, lo
     twice = load(add_lora(load(model, "mm.safetensors"), "one.safetensors"), "mm.safetensors")
     with pytest.raises(ValueError, match="mm.safetensors is on this model 2 times, and a motion LoRA"):
         sample(twice)
+
+
+@pytest.fixture
+def add_learnt(pack):
+    """Runs the Recurrent Motion LoRA node."""
+    node = pack["StillmotionRecurrentMotionLoRA"]
+
+    def add(model, name="learnt.safetensors", **temporal_lora_strength):
+        run = getattr(node.PREPARE_CLASS_CLONE(None), node.FUNCTION)
+        strengths = {"lora_strength": 1.0, "memory_strength": 1.0, **temporal_lora_strength}
+        return run(model=model, motion_file=name, **strengths).args[0]
+
+    return add
+
+
+@pytest.fixture
+def learnt(folder):
+    """A module, a motion that was learnt on top of it, what `convert` makes of that, and another module."""
+    theirs = module()
+    info, ours = from_animatediff(theirs)
+    config = InflationConfig(temporal_lora=TemporalLora.on(info.config, 3))
+    inflation = Inflation(config, info.structure)
+    for parameter in inflation.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    info = replace(info, config=config, over=Over("mm.safetensors", hash_of(ours), "sd15"))
+    write_motion_file(folder / "learnt.safetensors", inflation.state_dict(), info)
+    halves = {name: tensor.half() for name, tensor in theirs.items()}
+    files = {
+        "mm": theirs,
+        "half": halves,
+        "lora": to_motion_lora(info, inflation.state_dict()),
+        "v3": module(False, 32),
+    }
+    for name, tensors in files.items():
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+
+
+def test_a_learnt_motion_acts_on_its_ground_as_the_motion_lora_that_it_becomes(
+    learnt, load, add_lora, add_learnt, model, caplog
+):
+    plain = load(model, "mm.safetensors")
+    still = sample(plain)
+    for strength in (1.0, -0.5):
+        ours = sample(add_learnt(plain, temporal_lora_strength=strength))
+        theirs = sample(add_lora(plain, "lora.safetensors", strength))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        assert (ours - still).abs().max() > 0.01
+    assert torch.equal(sample(add_learnt(plain, temporal_lora_strength=0.0)), still)
+    assert torch.equal(sample(add_learnt(plain)), sample(add_learnt(plain, temporal_lora_strength=1.0)))
+    add_learnt(load(model, "half.safetensors"))
+    assert "learnt on top" not in caplog.text
+
+
+def test_a_learnt_motion_acts_on_another_ground_too_and_says_so(learnt, load, add_learnt, model, caplog):
+    other = load(model, "v3.safetensors")
+    assert (sample(add_learnt(other)) - sample(other)).abs().max() > 0.01
+    said = "learnt.safetensors was learnt on top of mm.safetensors; the motion of this model is another one (v3.saf"
+    assert said in caplog.text
+
+
+def test_a_learnt_motion_without_a_ground_changes_nothing_and_says_what_to_load(learnt, add_learnt, model, caplog):
+    assert torch.equal(sample(add_learnt(model)), sample(model))
+    assert "changes nothing: load mm.safetensors in a STUNet Loader before it" in caplog.text

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,12 +21,15 @@ from stillmotion.networks.config import (
     Resampler,
     Resampling,
     Temporal,
+    TemporalLora,
     Tokens,
 )
 from stillmotion.networks.inflation import Attached, Inflation
 from stillmotion.networks.motion_file import MotionInfo, write_motion_file
+from stillmotion.networks.motion_info import Over
 from stillmotion.networks.presets import PRESETS
 from stillmotion.networks.sites import structure_from_ldm
+from stillmotion.networks.tensor_file import hash_of
 
 CONFIGS = {
     "temporal": InflationConfig(temporal=Temporal()),
@@ -118,14 +122,24 @@ def in_comfyui(unet, path, x, timesteps, context, y, frames, asked=NOTHING):
 
 
 class FakeModel:
-    """A MODEL around a bare U-Net, with the host's own ModelPatcher at its core."""
+    """A MODEL around a bare U-Net with motion files on it, with the host's own ModelPatcher at its core."""
 
-    def __init__(self, unet):
+    def __init__(self, unet, *motions):
         import comfy.model_patcher
 
         holder = torch.nn.Module()
         holder.diffusion_model = unet
         self.patcher = comfy.model_patcher.ModelPatcher(holder, torch.device("cpu"), torch.device("cpu"))
+        self.motions, self.patchers = motions, [motion.patcher for motion in motions]
+
+    def get_attachment(self, key):
+        return [SimpleNamespace(motion=motion) for motion in self.motions]
+
+    def get_additional_models_with_key(self, key):
+        return self.patchers
+
+    def set_additional_models(self, key, patchers):
+        self.patchers = patchers
 
     def add_patches(self, patches, strength):
         return self.patcher.add_patches(patches, strength)
@@ -210,6 +224,51 @@ def test_both_hosts_agree(families, tmp_path, name, family):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
         change = (theirs - still).abs().max()
         assert change == 0 if frames == 1 and name in ONLY_OF_CLIPS else change > 1e-3
+
+
+GROUNDS = {
+    "AnimateDiff": InflationConfig(temporal=Temporal(middle=True)),
+    "MotionAdapter": InflationConfig(temporal=Temporal(norm_scope="clip")),
+    "space-time": InflationConfig(
+        Temporal(levels=(("factorised",), ("stacked",)), middle=True), resampling=Resampling((0,))
+    ),
+    "few-shot": InflationConfig(frame_attention=CrossFrames(), recurrence=Recurrence(), queries=Queries(3)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GROUNDS)
+def test_both_hosts_agree_on_a_motion_that_was_learnt_on_top_of_another(small_unet, tmp_path, name, caplog):
+    from stillmotion.nodes.attach import _add_queries
+    from stillmotion.nodes.motion import load_motion
+    from stillmotion.nodes.motion_lora import add_temporal_lora
+    from stillmotion.nodes.unet import run_unet
+    from stillmotion.trainer.base.host import InflatedUNet
+
+    unet, frames = small_unet(), 5
+    other, structure = same_unet_in_diffusers(unet, "sd15")
+    ground = trained(GROUNDS[name], structure)
+    lora = TemporalLora.on(GROUNDS[name], 2)
+    learnt = trained(InflationConfig(recurrence=Recurrence(), queries=Queries(4), temporal_lora=lora), structure)
+    over = Over("ground.safetensors", hash_of(ground.state_dict()), "sd15")
+    files = {"ground": (ground, None), "learnt": (learnt, over)}
+    for file, (inflation, below) in files.items():
+        info = MotionInfo(inflation.config, structure, over=below)
+        write_motion_file(tmp_path / f"{file}.safetensors", inflation.state_dict(), info)
+    given = inputs(other, structure, frames)[:3]
+    alone = InflatedUNet(copy.deepcopy(other), copy.deepcopy(ground))(*given, Clip.of(frames))
+    theirs = InflatedUNet(other, learnt, ground=ground)(*given, Clip.of(frames))
+
+    motions = [load_motion(tmp_path / f"{file}.safetensors") for file in files]
+    model = FakeModel(unet, motions[0])
+    for motion in motions:
+        _add_queries(model, motion.queries, 1.0)
+    add_temporal_lora(model, motions[1], 1.0)
+    attached = [Attached(motion.patcher.model) for motion in motions]
+    with Patched(model.patcher), Patched(model.patchers[0]):
+        ours = run_unet(unet, attached, Clip.of(frames), *given, None, transformer_options={})
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert (theirs - alone).abs().max() > 1e-2 and "learnt on top" not in caplog.text
 
 
 PRESET_WIDTHS = (32, 32, 64)

@@ -1,12 +1,19 @@
-"""Motion LoRAs merged into a motion module: W + strength up down for every matrix, and what does not fit refused."""
+"""Motion LoRAs merged into a motion module: W + strength up down for every matrix, and what does not fit refused; and
+as LoRAs of an inflation, there and back."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from diffusers import MotionAdapter
+from stillmotion.networks import temporal_lora
+from stillmotion.networks.config import InflationConfig, Temporal, TemporalLora
+from stillmotion.networks.formats.modules import sd15_like
 from stillmotion.networks.formats.motion_adapter import from_motion_adapter, to_motion_adapter
-from stillmotion.networks.formats.motion_lora import merged
+from stillmotion.networks.formats.motion_lora import from_motion_lora, merged, to_motion_lora
+from stillmotion.networks.inflation import Inflation
+from stillmotion.networks.motion_file import MotionInfo
 from torch import nn
 
 WIDTHS = {"down_blocks.0": 32, "down_blocks.1": 64, "up_blocks.0": 64, "up_blocks.1": 32}
@@ -89,3 +96,71 @@ def test_what_does_not_fit_is_named(base, kind):
     _, info, ours = base
     with pytest.raises(ValueError, match=sentence):
         merged(info, ours, file)
+
+
+def ours(middle, ranks=None):
+    """An inflation's LoRAs on a module of that shape."""
+    config = InflationConfig(temporal_lora=TemporalLora(4, middle=middle))
+    inflation = Inflation(config, sd15_like([32, 64], [1, 1]))
+    for parameter in inflation.parameters():
+        nn.init.normal_(parameter)
+    return MotionInfo(config, inflation.structure), inflation.state_dict()
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_loras_of_an_inflation_go_out_and_come_back(middle):
+    info, tensors = ours(middle)
+    file = to_motion_lora(info, tensors)
+    assert {name.partition(".motion_modules")[0] for name in file} == {*WIDTHS, *(["mid_block"] if middle else [])}
+    assert f"{FIRST}.down.weight" in file and len(file) == 2 * 2 * 4 * (7 if middle else 6)
+    found, back = from_motion_lora(file)
+    assert (found.config, found.structure) == (info.config, info.structure)
+    assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in back)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_motion_lora_comes_in_and_changes_what_it_changed(base, scheme):
+    _, info, module = base
+    file, _ = lora(scheme)
+    _, tensors = from_motion_lora(file)
+    changed = dict(module)
+    for change in temporal_lora.changes(tensors):
+        rows = slice(change.start, change.start + change.rows)
+        changed[change.parameter] = changed[change.parameter].clone()
+        changed[change.parameter][rows] += 0.5 * change.up @ change.down
+    expected = merged(info, module, file, 0.5)
+    for name in module:
+        torch.testing.assert_close(changed[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_motion_lora_does_not_change_is_zero_and_lower_ranks_are_filled_up():
+    file, _ = lora()
+    few = {name: tensor for name, tensor in file.items() if ".to_k_" in name}
+    few[f"{FIRST.replace('to_q', 'to_k')}.down.weight"] = torch.randn(2, 32)
+    few[f"{FIRST.replace('to_q', 'to_k')}.up.weight"] = torch.randn(32, 2)
+    info, tensors = from_motion_lora(few)
+    assert info.config.temporal_lora.rank == 4
+    changed = [name for name, tensor in tensors.items() if tensor.any()]
+    assert len(changed) == len(few) and all(".k." in name for name in changed)
+    first = "input_blocks.1.1.temporal_lora.attention.0.k"
+    product = tensors[f"{first}.up.weight"] @ tensors[f"{first}.down.weight"]
+    given = few[f"{FIRST.replace('to_q', 'to_k')}.up.weight"] @ few[f"{FIRST.replace('to_q', 'to_k')}.down.weight"]
+    torch.testing.assert_close(product, given)
+
+
+def test_what_is_no_motion_lora_for_sd15_is_said():
+    file, _ = lora()
+    with pytest.raises(ValueError, match="does not change every level on the way down"):
+        from_motion_lora({name: t for name, t in file.items() if not name.startswith("down_blocks.0")})
+    with pytest.raises(ValueError, match="changes up_blocks.7.motion_modules.0, which no U-Net like"):
+        from_motion_lora({name.replace("up_blocks.1", "up_blocks.7"): t for name, t in file.items()})
+    wide = {name: t.repeat(1, 2) if "down.weight" in name else t.repeat(2, 1) for name, t in file.items()}
+    with pytest.raises(ValueError, match="by another number of channels"):
+        from_motion_lora({name: (wide if name.startswith("up_blocks.1") else file)[name] for name in file})
+    info, tensors = ours(False)
+    for config, said in (
+        (InflationConfig(Temporal()), "holds no temporal LoRA that could become one"),
+        (InflationConfig(temporal_lora=TemporalLora(levels=(("stacked",),))), "it holds stacked"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            to_motion_lora(replace(info, config=config), tensors)

@@ -31,7 +31,7 @@ from stillmotion.networks.inflation import (
     after_layer,
     after_self_attention,
     before_unet,
-    without_queries,
+    without_merged,
 )
 from stillmotion.networks.kinds import BLOCKS
 from stillmotion.networks.recurrent import MixGate
@@ -361,8 +361,8 @@ def test_keyframes_are_of_the_frames_of_the_whole_video(place):
     assert added.abs().amax(tuple(range(1, x.ndim))).gt(0).sum() >= 4, "of a memory, all frames but the first"
 
 
-def test_without_queries_keeps_every_other_part():
-    assert without_queries(EVERYTHING) == replace_part(
+def test_without_what_is_merged_every_other_part_is_kept():
+    assert without_merged(EVERYTHING) == replace_part(
         EVERYTHING, frame_attention=EVERYTHING.frame_attention, queries=None
     )
 

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from ...networks.inflation import Inflation
-from ...networks.queries import QueryLora
+from ...networks.lora import Lora
+from ...networks.temporal_lora import TemporalLoras
 
 
 def prepare(
@@ -41,8 +42,8 @@ def choose_units(plugin: FullyShardedDataParallelPlugin, objective: nn.Module, i
     from torch.distributed.fsdp import MixedPrecisionPolicy
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-    # a LoRA is not called itself: peft calls its matrices
-    units = [part for _, part in inflation.parts() if not isinstance(part, QueryLora)]
+    # a LoRA is not called itself: peft or a hook calls its matrices
+    units = [part for _, part in inflation.parts() if not isinstance(part, Lora | TemporalLoras)]
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = sorted({type(part).__name__ for part in units})
     whole_ones = [p for p in objective.parameters() if not (p.requires_grad and p.ndim)]

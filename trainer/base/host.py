@@ -31,8 +31,9 @@ from ...networks.inflation import (
     resampled,
     resampled_text,
 )
-from ...networks.queries import QueryLora
+from ...networks.lora import Lora
 from ...networks.sites import Site, Structure, structure_from_diffusers
+from ...networks.temporal_lora import put_on
 from .spatial import Spatial, trained_of
 
 Penalty = Callable[[Tensor, Tensor, int], Tensor]
@@ -66,6 +67,7 @@ class InflatedUNet(nn.Module):
     put into it.
 
     Args:
+        ground: another inflation, frozen, that this one was made to be learnt on top of; is taken over as the U-Net is.
         checkpointing: recompute each layer in the backward pass; half the memory and more for a third of the time.
         spatial, rank, seed: what trains of the U-Net itself, see `trained_of`.
     """
@@ -75,6 +77,7 @@ class InflatedUNet(nn.Module):
         unet: UNet2DConditionModel,
         inflation: Inflation | None = None,
         *,
+        ground: Inflation | None = None,
         checkpointing: bool = False,
         spatial: Spatial = "frozen",
         rank: int = 16,
@@ -82,11 +85,15 @@ class InflatedUNet(nn.Module):
     ):
         super().__init__()
         self.unet, self.inflation, self.checkpointing = unet.requires_grad_(False).eval(), inflation, checkpointing
-        self.sites = structure_of(unet).sites()
+        self.sites, self.ground = structure_of(unet).sites(), ground
+        if ground is not None:
+            add_queries(unet, ground.requires_grad_(False).eval(), self.sites)
         self.spatial = trained_of(unet, spatial, rank, seed)
         if inflation is not None:
             put_queries(unet, inflation, self.sites)
             inflation.requires_grad_(True)
+        if ground is not None and inflation is not None:
+            put_on(ground, inflation.parts())
 
     def forward(
         self,
@@ -106,8 +113,11 @@ class InflatedUNet(nn.Module):
             added: SDXL's `text_embeds` and `time_ids`, a row for each frame.
             asked: what the inflation's prior and guidance are given.
         """
-        attached = [] if self.inflation is None else [Attached(self.inflation, asked=asked)]
-        return self.observe(sample, timesteps, text, clip, added, attached).prediction
+        return self.observe(sample, timesteps, text, clip, added, self.attached(asked)).prediction
+
+    def attached(self, asked: Asked = NOTHING) -> list[Attached]:
+        """Return the ground and the inflation, as far as there are such, as they were trained."""
+        return [Attached(each, asked=asked) for each in (self.ground, self.inflation) if each is not None]
 
     def observe(
         self,
@@ -241,8 +251,8 @@ def put_queries(unet: nn.Module, inflation: Inflation, sites: list[Site]) -> Non
 
     A LoRA is peft's, with the inflation's matrices in it: one owner of the weights, peft's forward.
     """
-    queries = {name: part for name, part in _query_sites(inflation, sites)}
-    loras = {name: part for name, part in queries.items() if isinstance(part, QueryLora)}
+    queries = dict(_query_sites(inflation, sites))
+    loras = {name: part for name, part in queries.items() if isinstance(part, Lora)}
     if loras:
         rank = next(iter(loras.values())).down.out_features
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(loras)), unet)
@@ -251,7 +261,17 @@ def put_queries(unet: nn.Module, inflation: Inflation, sites: list[Site]) -> Non
         if name in loras:
             layer.lora_A["default"], layer.lora_B["default"] = part.down, part.up
         else:
-            layer.register_forward_hook(lambda layer, tokens, queries, part=part: queries + part(*tokens))
+            _extend(layer, part)
+
+
+def add_queries(unet: nn.Module, inflation: Inflation, sites: list[Site]) -> None:
+    """Make the U-Net's query projections add what the queries of an inflation say that is done with training."""
+    for name, part in _query_sites(inflation, sites):
+        _extend(unet.get_submodule(name), part)
+
+
+def _extend(layer: nn.Module, part: nn.Module) -> None:
+    layer.register_forward_hook(lambda _, tokens, queries: queries + part(*tokens))
 
 
 def _query_sites(inflation: Inflation, sites: list[Site]) -> Iterator[tuple[str, nn.Module]]:

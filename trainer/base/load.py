@@ -19,6 +19,7 @@ from ...networks.sites import FAMILY_OF_CONTEXT
 from ...networks.tensor_file import is_finite
 from ...samplers.schedules import Prediction
 from .folder import Read, check_autoencoder, read_folder
+from .ground import Ground
 from .ldm_checkpoint import autoencoder_from_ldm, checkpoint_parts, text_encoder_from_ldm, unet_from_ldm
 from .tensors import STRANGE, one_sentence, read_outlines, read_tensors, told
 from .tokenizer import clip_tokenizer
@@ -32,7 +33,8 @@ Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 class Base:
     """A text-to-image model in parts, with the noise schedule and the prediction that its U-Net was trained for.
 
-    `zero_snr`: the schedule is rescaled to end in noise alone.
+    `zero_snr`: the schedule is rescaled to end in noise alone. `ground`: a motion model on it, frozen as it is, which
+    another motion is learnt on top of; schedule and prediction are then those that it was trained on.
     """
 
     unet: UNet2DConditionModel
@@ -43,6 +45,7 @@ class Base:
     schedule: str = "scaled_linear"
     prediction: str = "epsilon"
     zero_snr: bool = False
+    ground: Ground | None = None
 
 
 def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Base:

@@ -10,6 +10,7 @@ from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo, check_fits
 from ...networks.presets import with_condition
 from ...networks.sites import Structure
+from ..base.ground import check_whole
 from ..base.host import structure_of
 from ..base.motion_module import read_motion_module
 from ..clips.shards import shards_of
@@ -50,13 +51,14 @@ def starting_inflation(options: ConditionOptions, found: Started | None, structu
     """Return the parts of a motion file, or of a preset, with a stem for known pixels, new unless the file has one.
 
     Raises:
-        ValueError: the file was made for another U-Net.
+        ValueError: the file was made for another U-Net, or was learnt on top of another file.
     """
     if found is None:
         return fresh_inflation(
             with_condition(inflation_config(options, options.frames, structure)), structure, options.seed
         )
     info, tensors = found
+    check_whole(options.init, info, "give that file to --init")
     check_fits(options.init, info, structure)
     config = info.config if info.config.condition else with_condition(info.config)
     inflation = fresh_inflation(config, structure, options.seed)

@@ -1,4 +1,4 @@
-"""`convert`: motion modules of AnimateDiff and diffusers and HiGen's release to motion files, and back."""
+"""`convert`: motion modules and LoRAs of AnimateDiff and diffusers and HiGen's release to motion files, and back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 from ...networks import tensor_file
 from ...networks.atomic import remove_unfinished, replacing, write_bytes, write_durably
 from ...networks.formats import animatediff, motion_adapter
-from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS, explained, kind_of
+from ...networks.formats.files import ADAPTER_CONFIG, ADAPTER_TENSORS, explained, kind_of, naming
 from ...networks.formats.higen import is_higen
 from ...networks.formats.modules import Format, module_tensors
-from ...networks.formats.motion_lora import is_motion_lora, merged
+from ...networks.formats.motion_lora import from_motion_lora, is_motion_lora, merged, to_motion_lora
 from ...networks.motion_file import MotionInfo, check_finite, check_numbers, opened
 from ..base.ldm_checkpoint import shapes_of
 from ..base.motion_module import described, read_motion_module, read_pickled
@@ -29,6 +30,7 @@ from ..config import recorded, refuse_existing
 from ..options import ConvertOptions
 from ..run.checkpoints import same
 from ..run.export import check_written, library_versions, write_result
+from ..run.merge import Weighted, at_rank, merged_motions
 
 log = logging.getLogger("stillmotion")
 
@@ -40,8 +42,8 @@ def convert(options: ConvertOptions) -> None:
         write_pickled(options.output, read_parts(options.input, options.model))
         log.info("%s is written", options.output)
         return
-    if options.to == "motion-lora":
-        write_tensors(options.output, motion_lora_in(options.input))
+    if lora := ready_motion_lora(options):
+        write_tensors(options.output, lora)
         log.info("%s is written", options.output)
         return
     info, tensors, release = read(options.input)
@@ -50,6 +52,7 @@ def convert(options: ConvertOptions) -> None:
         log.warning("It makes clips that are like AnimateDiff's, not the same: %s.", said)
     for path in options.lora:
         tensors = with_lora(path, info, tensors, options.lora_strength)
+    info, tensors = with_loras_joined(options, info, tensors)
     image_model = image_model_of(options, release)
     if image_model:
         refuse_existing(options.overwrite, image_model_path(options))
@@ -65,19 +68,63 @@ def convert(options: ConvertOptions) -> None:
 
 def read(path: Path) -> tuple[MotionInfo, Mapping[str, Tensor], Release | None]:
     """Return what a file holds as a motion file does, and all of it where it is HiGen's release."""
-    if path.is_dir() or not (is_pickled_file(path) or holds_release(path)):
+    if path.is_dir() or not (is_pickled_file(path) or is_another_kind(path)):
         return *read_motion_module(path), None
     tensors = read_pickled(path)
+    if is_motion_lora(module_tensors(tensors)):
+        return *lora_in(path, tensors), None
     if not is_higen(tensors):
         return *explained(path, tensors), None
     release = release_of(path, tensors)
     return release.info, release.motion, release
 
 
-def holds_release(path: Path) -> bool:
-    """Tell whether a safetensors file is HiGen's release."""
+def is_another_kind(path: Path) -> bool:
+    """Tell whether a safetensors file is HiGen's release or a motion LoRA of AnimateDiff."""
     with opened(path) as (_, header):
-        return is_higen(header.tensors)
+        return is_higen(header.tensors) or is_motion_lora(module_tensors({name: name for name in header.tensors}))
+
+
+def ready_motion_lora(options: ConvertOptions) -> dict[str, Tensor] | None:
+    """Return a motion LoRA of AnimateDiff that is written as it is, None where the input has to become one."""
+    if options.to != "motion-lora" or options.merge or options.rank or options.input.is_dir():
+        return None
+    tensors = read_pickled(options.input)
+    if not is_motion_lora(module_tensors(tensors)):
+        return None
+    check_numbers(options.input, {name: kind_of(tensor) for name, tensor in tensors.items()})
+    return tensors
+
+
+def lora_in(path: Path, tensors: Mapping[str, Tensor]) -> tuple[MotionInfo, dict[str, Tensor]]:
+    """Return a motion LoRA as a motion file, after a check of its numbers."""
+    check_numbers(path, {name: kind_of(tensor) for name, tensor in tensors.items()})
+    check_finite(path, tensors)
+    with naming(path):
+        return from_motion_lora(tensors)
+
+
+def with_loras_joined(
+    options: ConvertOptions, info: MotionInfo, tensors: Mapping[str, Tensor]
+) -> tuple[MotionInfo, Mapping[str, Tensor]]:
+    """Add the LoRAs of the files to merge to a motion's own, and cut them to the rank that is asked for."""
+    others = [(Path(name), weight) for name, weight in map(weighted, options.merge)]
+    if others:
+        files = [Weighted(path, *read(path)[:2], weight) for path, weight in others]
+        info, tensors = merged_motions([Weighted(options.input, info, tensors, 1.0), *files])
+    if options.rank:
+        with naming(options.input):
+            info, tensors = at_rank(info, tensors, options.rank)
+    return info, tensors
+
+
+def weighted(words: str) -> tuple[str, float]:
+    """Split FILE:WEIGHT; the weight of a file alone is 1."""
+    name, _, weight = words.rpartition(":")
+    try:
+        return (name, float(weight)) if name and isfinite(float(weight)) else (words, 1.0)
+    except ValueError:
+        return words, 1.0
 
 
 def files_written(options: ConvertOptions) -> list[Path]:
@@ -118,18 +165,11 @@ def with_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor], stren
         raise ValueError(f"{path} cannot be merged: {error}") from error
 
 
-def motion_lora_in(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a motion LoRA in a file of any kind, after a check of its numbers."""
-    tensors = read_pickled(path)
-    check_numbers(path, {name: kind_of(tensor) for name, tensor in tensors.items()})
-    if not is_motion_lora(module_tensors(tensors)):
-        raise ValueError(f"{path} cannot be used: it is no motion LoRA of AnimateDiff")
-    return tensors
-
-
 def export(options: ConvertOptions, info: MotionInfo, tensors: Mapping[str, Tensor]) -> None:
     """Write the form of another program, read it back, and say where that program will do something else."""
     try:
+        if options.to == "motion-lora":
+            return export_lora(options.output, info, tensors)
         if options.to == "animatediff":
             form = animatediff.FORMAT
             write_tensors(options.output, animatediff.to_animatediff(info, tensors))
@@ -141,6 +181,15 @@ def export(options: ConvertOptions, info: MotionInfo, tensors: Mapping[str, Tens
     found, read = read_motion_module(options.output)
     assert same(read, dict(tensors)), f"{options.output} reads back differently"
     warn_of_differences(info, found, form)
+
+
+def export_lora(path: Path, info: MotionInfo, tensors: Mapping[str, Tensor]) -> None:
+    made = to_motion_lora(info, tensors)
+    write_tensors(path, made)
+    found = from_motion_lora(made)[1]
+    assert same(found, {name: tensors[name] for name in found}), f"{path} reads back differently"
+    if others := [part for part in info.config.to_json() if part != "temporal_lora"]:
+        log.warning("Left out, since a motion LoRA has no place for them: %s.", ", ".join(others))
 
 
 def warn_of_differences(info: MotionInfo, found: MotionInfo, form: Format) -> None:

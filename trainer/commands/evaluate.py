@@ -47,7 +47,9 @@ def sample(options: EvaluateOptions, base: Base | None) -> None:
     """Sample the clips of the motion file, as far as they are not there yet."""
     assert options.generate and options.prompts and options.base and base, "the options go together"
     of_clip = options.seeds, options.frames, options.size, options.steps, options.guidance
-    generate(Generation(options.generate, options.base, read_prompts(options.prompts), *of_clip), base, options.output)
+    prompts = read_prompts(options.prompts)
+    wanted = Generation(options.generate, options.base, prompts, *of_clip, over=options.over)
+    generate(wanted, base, options.output)
 
 
 def named(paths: list[Path]) -> dict[str, Path]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
-from ...networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal
+from ...networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal, TemporalLora
+from ..base.ground import Ground
 from ..base.host import structure_of
 from ..clips.find import find_clips
 from ..clips.inspect import inspect_clips, refuse_without_captions, table, usable_clips
 from ..options import FewShotOptions
 from ..run.export import fresh_inflation
+from ..run.over import ground_of, tell_of_grounds, with_defaults, with_ground
 from ..run.run import plan_of, rehearse, train_and_export
 from ..run.session import Stage, begin, load_image_model
 from ..run.training_set import clips_in_memory, form_of
@@ -20,6 +23,9 @@ log = logging.getLogger("stillmotion")
 def fewshot(options: FewShotOptions) -> None:
     """Learn one motion from a handful of clips."""
     session = begin(options)
+    ground = ground_of(options)
+    options = with_defaults(session.options, ground)
+    session = replace(session, options=options)
     session.enter(Stage.CLIPS)
     sources = find_clips(options.videos, options.caption)
     refuse_without_captions([source.problem for source in sources])
@@ -27,7 +33,11 @@ def fewshot(options: FewShotOptions) -> None:
     log.info("%s", table(reports))
     usable_clips(reports, options.skip_bad)
     base = load_image_model(session)
-    start = fresh_inflation(inflation_config(options), structure_of(base.unet), options.seed)
+    if ground:
+        base = with_ground(base, ground)
+    else:
+        tell_of_grounds(base)
+    start = fresh_inflation(inflation_config(options, ground), structure_of(base.unet), options.seed)
     plan = plan_of(session, base, first_frame=options.first_frame)
     if options.dry_run:
         return rehearse(session, base, start, plan)
@@ -35,11 +45,13 @@ def fewshot(options: FewShotOptions) -> None:
     train_and_export(session, base, clips, start, plan)
 
 
-def inflation_config(options: FewShotOptions) -> InflationConfig:
-    """Return the parts that train, each of which an option can leave out."""
+def inflation_config(options: FewShotOptions, ground: Ground | None = None) -> InflationConfig:
+    """Return the parts that train, each of which an option can leave out; some change a ground."""
+    rank = options.temporal_lora
     return InflationConfig(
         temporal=Temporal() if options.temporal_blocks else None,
         frame_attention=CrossFrames(options.frame_heads) if options.frame_attention else None,
         recurrence=None if options.recurrence == "none" else Recurrence(options.recurrence),
         queries={"none": None, "full": Queries(None), "lora": Queries(options.rank)}[options.queries],
+        temporal_lora=TemporalLora.on(ground.info.config, rank) if ground and rank else None,
     )

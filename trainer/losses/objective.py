@@ -102,7 +102,7 @@ class Objective(nn.Module):
         terms = [term for term in self.terms if step % term.every == 0]
         watching = [term for term in terms if term.penalty]
         asked = with_condition(self.decoupling.with_dropout(batch) if self.decoupling else NOTHING, batch)
-        seen = self._observe(batch, [Attached(self.inflation, asked=asked)], watching)
+        seen = self._observe(batch, self.network.attached(asked), watching)
         total = simple = simple_loss(seen.prediction, batch, self.plan).mean()
         parts, kept = {"simple": simple.detach()} if self.terms or self.network.spatial else {}, {}
         for term in terms:

@@ -18,6 +18,10 @@ class GenerateOptions(Options):
         Path | None,
         Field(description="motion file whose clips are sampled, with --base and --prompts, and measured first"),
     ] = None
+    over: Annotated[
+        Path | None,
+        Field(description="motion model that it was learnt on top of, as of fewshot; with --generate"),
+    ] = None
     prompts: Annotated[Path | None, Field(description="text file with a prompt in each line; with --generate")] = None
     seeds: Annotated[int, Field(ge=1, le=10_000, description="clips of each prompt; with --generate")] = 1
     frames: Annotated[int, Field(ge=2, le=256, description="of each clip; with --generate")] = 16
@@ -86,6 +90,8 @@ class EvaluateOptions(GenerateOptions):
             raise ValueError("--videos is required, sets of clips, or --generate with a motion file to make one")
         if bool(self.generate) != bool(self.prompts) or self.generate and not self.base:
             raise ValueError("--generate, --prompts and --base go together: a motion file, a text file, an image model")
+        if self.over and not self.generate:
+            raise ValueError("--over is of the motion file that --generate names")
         if self.fvd and not self.reference:
             raise ValueError("--fvd is a distance from a set: it needs --reference")
         if self.anyway and not (self.reference and (self.clip or self.features or self.fvd)):

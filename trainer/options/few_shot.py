@@ -1,5 +1,6 @@
 """The options of `fewshot`."""
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,8 +20,9 @@ class FewShotOptions(TrainOptions):
         '--videos ./clips --caption "a man playing the guitar"',
         "--videos ./clips --dry-run",
         "--videos ./clips --base sd15.safetensors --size 384x256 --steps 1000 --output runs/guitar",
+        "--videos ./clips --over v3_sd15_mm.ckpt --steps 500 --output runs/guitar",
     )
-    common: ClassVar[tuple[str, ...]] = (*COMMON, "resume")
+    common: ClassVar[tuple[str, ...]] = (*COMMON, "over", "resume")
     renamed: ClassVar[dict[str, str]] = {"memory": "recurrence"}
 
     steps: Annotated[int, Field(ge=1, description="optimizer steps; the paper took up to 16000")] = 2000
@@ -31,6 +33,17 @@ class FewShotOptions(TrainOptions):
         0.995
     )
 
+    over: Annotated[
+        Path | None,
+        Field(
+            description="motion model to learn on top of, which stays as it is: a motion file, an AnimateDiff module, a"
+            " MotionAdapter's folder, or its name in ComfyUI; none: the image model alone"
+        ),
+    ] = None
+    temporal_lora: Annotated[
+        int | None,
+        Field(ge=1, le=320, description="rank of LoRA on that model's attentions over frames; unset with --over: 16"),
+    ] = None
     recurrence: Annotated[
         Literal["gated_scan", "paper_rnn", "none"],
         Field(description="recurrence in the self-attentions: gated scan, the paper's RNN as printed, or none"),
@@ -40,7 +53,13 @@ class FewShotOptions(TrainOptions):
         Field(description="what trains of the query projections (to_q): LoRA, all, none"),
     ] = "lora"
     rank: Annotated[int, Field(ge=1, le=320, description="rank of that LoRA; with --queries lora")] = 16
-    frame_attention: Annotated[bool, Field(description="attention over frames in every transformer block")] = True
+    frame_attention: Annotated[
+        bool,
+        Field(
+            description="attention over frames in every transformer block; unset with --over: only if that connects no"
+            " frames"
+        ),
+    ] = True
     frame_heads: Annotated[int, Field(ge=1, description="its heads; with --frame-attention")] = 8
     temporal_blocks: Annotated[bool, Field(description="AnimateDiff's motion block after every unit as well")] = False
     first_frame: Annotated[
@@ -52,6 +71,9 @@ class FewShotOptions(TrainOptions):
 
     @model_validator(mode="after")
     def trains_something(self):
-        if self.queries == self.recurrence == "none" and not (self.frame_attention or self.temporal_blocks):
+        if self.temporal_lora and self.over is None:
+            raise ValueError("--temporal-lora changes a motion model that is there already: name it with --over")
+        others = self.over or self.frame_attention or self.temporal_blocks  # of --over it is asked when it was read
+        if self.queries == self.recurrence == "none" and not others:
             raise ValueError("nothing would train: leave one of --queries, --recurrence, --frame-attention on")
         return self

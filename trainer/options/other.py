@@ -68,15 +68,18 @@ class DemoOptions(Options):
 class ConvertOptions(Options):
     """Make a motion file of another program's motion module, or the other way round.
 
-    Reads AnimateDiff's modules for SD1.5 (.safetensors, .ckpt), folders of diffusers' MotionAdapter, and motion files;
-    and HiGen's release (.pth), which is an image model as well: that becomes a file of its own. With --to motion-lora
-    the input is a motion LoRA, which is written as ComfyUI reads it.
+    Reads AnimateDiff's modules for SD1.5 (.safetensors, .ckpt) and its motion LoRAs, folders of diffusers'
+    MotionAdapter, and motion files; and HiGen's release (.pth), which is an image model as well: that becomes a file of
+    its own. With --to motion-lora what `fewshot --over` learnt becomes a motion LoRA of AnimateDiff, without its memory
+    and queries; a motion LoRA is written as ComfyUI reads it.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "--input mm_sd_v15_v2.ckpt --output mm_sd_v15_v2.safetensors",
         "--input motion.safetensors --to animatediff --output for_animatediff.safetensors",
         "--input motion.safetensors --to motion-adapter --output adapter",
+        "--input turn.safetensors --to motion-lora --output turn_for_animatediff.safetensors",
+        "--input turn.safetensors --merge zoom.safetensors:0.5 --rank 16 --output both.safetensors",
     )
 
     input: Annotated[Path, Field(description="motion module, folder of a MotionAdapter, motion file, HiGen's release")]
@@ -90,6 +93,13 @@ class ConvertOptions(Options):
     lora_strength: Annotated[
         float, Field(ge=-10, le=10, description="factor of what they change; below 0: backwards")
     ] = 1.0
+    merge: Annotated[
+        tuple[str, ...],
+        Field(description="further files with LoRAs to add to its own, each as FILE or FILE:WEIGHT; ranks add up"),
+    ] = ()
+    rank: Annotated[
+        int | None, Field(ge=1, le=4096, description="rank that LoRAs are cut to by SVD; none: they stay as they are")
+    ] = None
     model: Annotated[
         Path | None,
         Field(
@@ -121,7 +131,9 @@ class ConvertOptions(Options):
         if self.to == "higen" and (self.lora or self.with_):
             raise ValueError("--lora and --with change nothing that is written with --to higen; leave them out")
         if self.to == "motion-lora" and (self.lora or self.with_ or self.model):
-            raise ValueError("--to motion-lora writes one LoRA as it is: leave --lora, --with and --model out")
+            raise ValueError("--to motion-lora writes LoRAs alone: leave --lora, --with and --model out")
+        if (self.merge or self.rank) and (self.to not in ("stillmotion", "motion-lora") or self.lora):
+            raise ValueError("--merge and --rank are of LoRAs, for --to stillmotion or motion-lora, without --lora")
         if self.model and self.model in (self.output, self.with_):
             raise ValueError(f"--model is {self.model}, as another option is, and would replace it; name a new file")
         if self.model and self.to != "higen" and self.model.suffix != ".safetensors":

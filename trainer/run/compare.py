@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 
 from ...networks.inflation import Inflation
-from ...networks.motion_file import read_motion_file, read_motion_info
+from ...networks.motion_file import MotionInfo, read_motion_file, read_motion_info
 from ...samplers.factors import mean_frame_difference, x_t_slice
+from ..base.ground import Ground, check_whole
 from ..base.host import InflatedUNet, structure_of
 from ..base.load import Base, encode_captions
 from ..show.pictures import motion_amount
 from .previews import decode_clip
 from .sample import Sampling, sample_clip, starting_noise
+
+log = logging.getLogger("stillmotion")
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,29 @@ class Sample:
 
 
 def load_motion(base: Base, motion: Path | None) -> InflatedUNet:
-    """Return a copy of the base's U-Net with a motion file on it, or without one.
+    """Return a copy of the base's U-Net, and of the ground on it, with a motion file on them, or without one.
 
     Raises:
-        MotionFileError: the file cannot be used with this base.
+        ValueError: the file cannot be used with this base, or was learnt on top of a motion model that is not there.
     """
     unet = copy.deepcopy(base.unet)
+    ground = copy.deepcopy(base.ground.inflation).to(unet.device) if base.ground else None
     if motion is None:
-        return InflatedUNet(unet)
+        return InflatedUNet(unet, ground=ground)
     info, tensors = read_motion_file(motion, fits=structure_of(unet))
+    check_below(motion, info, base.ground)
     inflation = Inflation(info.config, info.structure)
     inflation.load_state_dict(tensors)
-    return InflatedUNet(unet, inflation.to(unet.device)).requires_grad_(False)
+    return InflatedUNet(unet, inflation.to(unet.device), ground=ground).requires_grad_(False)
+
+
+def check_below(motion: Path, info: MotionInfo, ground: Ground | None) -> None:
+    """Raise ValueError where what a motion was learnt on top of is not there; warn where it is something else."""
+    if ground is None:
+        check_whole(motion, info, "name that file with --over")
+    elif info.over is None or info.over.sha256 != ground.over.sha256:
+        below = f"on top of {info.over.name}" if info.over else "without another motion model"
+        log.warning("%s was learnt %s, and is put on %s.", motion, below, ground.path)
 
 
 @torch.no_grad()

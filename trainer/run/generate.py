@@ -13,12 +13,14 @@ from PIL import Image
 
 from ...networks.atomic import write_bytes
 from ...networks.motion_file import read_motion_info
+from ..base.ground import read_ground
 from ..base.load import Base, encode_captions
 from ..clips.cache import content_hash
 from ..clips.captions import encoding_of, object_in
 from ..show.progress import counted, working
 from .compare import load_motion
 from .lock import locked
+from .over import with_ground
 from .previews import decode_clip
 from .sample import Sampling, sample_clip, starting_noise
 
@@ -27,7 +29,10 @@ CLIPS = "clips"
 
 @dataclass(frozen=True)
 class Generation:
-    """What to sample: each prompt with each seed from 0 on, `frames` of `size` (width, height) in pixels."""
+    """What to sample: each prompt with each seed from 0 on, `frames` of `size` (width, height) in pixels.
+
+    `over`: the motion model that `motion` was learnt on top of.
+    """
 
     motion: Path
     base: Path
@@ -37,6 +42,7 @@ class Generation:
     size: tuple[int, int]
     steps: int
     guidance: float
+    over: Path | None = None
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -74,6 +80,7 @@ def generate(wanted: Generation, base: Base, folder: Path) -> Path:
             (n, s) for n, s in product(range(len(wanted.prompts)), range(wanted.seeds)) if not is_made(folder, n, s)
         ]
         if left:
+            base = with_ground(base, read_ground(wanted.over)) if wanted.over else base
             sample_all(wanted, base, left, folder)
     return folder / CLIPS
 

@@ -17,6 +17,7 @@ from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo
 from ...networks.tensor_file import write_tensors
 from ..base.auto import listed_name
+from ..base.ground import Ground
 from ..base.host import InflatedUNet
 from ..base.load import Base
 from ..base.spatial import Loras, exported
@@ -87,7 +88,7 @@ def _train_and_export(
     with working("preparing the network"):
         base_hash = weights_hash(base.unet)
         training = new_training(session, base, start, plan, decoupling)
-    facts = run_facts(options, accelerator, clips.content, base_hash)
+    facts = run_facts(options, accelerator, clips.content, base_hash, base.ground)
     if session.save:
         resume(training, session.save, facts, defaults_of(type(options)))
     if training.positions:
@@ -99,7 +100,7 @@ def _train_and_export(
     if accelerator.is_main_process:
         write_record(options, clips.reports)
     run_log = start_log(options, training, clips.names, clips.held_out)
-    info = motion_info(options, training, clips.captions, clips.factors)
+    info = motion_info(options, training, clips.captions, clips.factors, base.ground)
     milestones = Milestones(
         training, options, run_log, info, facts, clips.measured, clips.preview, base.vae, clips.known
     )
@@ -139,7 +140,16 @@ def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> Infl
     spatial = spatial_of(options)
     if options.precision != "fp32" and spatial.get("spatial") != "full":
         nn.Module.to(base.unet, TYPES[options.precision])  # diffusers' own warns of layers that are not there
-    return InflatedUNet(base.unet, inflation, checkpointing=options.checkpointing, seed=options.seed, **spatial)
+    ground = frozen_ground(options, base)
+    checkpointing, seed = options.checkpointing, options.seed
+    return InflatedUNet(base.unet, inflation, ground=ground, checkpointing=checkpointing, seed=seed, **spatial)
+
+
+def frozen_ground(options: TrainOptions, base: Base) -> Inflation | None:
+    """Return the motion model on a base in the type it computes in, None where there is none."""
+    if base.ground is None:
+        return None
+    return base.ground.inflation.to(TYPES[options.precision])
 
 
 def spatial_of(options: TrainOptions) -> dict:
@@ -203,13 +213,17 @@ FREE_TO_CHANGE = {
 step matters, on however many processes."""
 
 
-def run_facts(options: TrainOptions, accelerator: Accelerator, clips_hash: str, base_hash: str) -> dict:
-    """Return what a resumed run must have in common with the interrupted one; clips and base count by their content."""
+def run_facts(
+    options: TrainOptions, accelerator: Accelerator, clips_hash: str, base_hash: str, ground: Ground | None = None
+) -> dict:
+    """Return what a resumed run must have in common with the interrupted one; clips, base and ground count by their
+    content."""
     matter = {name: value for name, value in options.model_dump(mode="json").items() if name not in FREE_TO_CHANGE}
     return {
         **matter,
         "videos": f"clips with the hash {clips_hash[:12]}",
         "base": f"a U-Net with the hash {base_hash[:12]}",
+        **({"over": f"a motion model with the hash {ground.over.sha256[:12]}"} if ground else {}),
         "micro_batches": options.accumulation * accelerator.num_processes,
     }
 
@@ -239,7 +253,11 @@ def start_log(options: TrainOptions, training: Training, clips: Sequence[str], h
 
 
 def motion_info(
-    options: TrainOptions, training: Training, captions: Sequence[str], factors: dict[str, list[float]]
+    options: TrainOptions,
+    training: Training,
+    captions: Sequence[str],
+    factors: dict[str, list[float]],
+    ground: Ground | None = None,
 ) -> MotionInfo:
     """Describe the motion file; of paths it keeps the last name, it is made to be shared.
 
@@ -261,6 +279,7 @@ def motion_info(
         captions=tuple(sorted(set(captions))),
         options=given | paths,
         versions=library_versions(),
+        over=ground.over if ground else None,
     )
 
 

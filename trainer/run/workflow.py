@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 from ...networks.motion_file import MotionInfo
+from ...networks.motion_info import Over
 from ..base.tokenizer import clip_tokenizer
 from ..clips.words import comfy_prompt
 from .sample import EARLY
@@ -55,6 +57,8 @@ def write_workflow(
     if config.motion or config.appearance:
         _add_guidance(workflow, nodes["KSampler"], info)
     _set_sampler(workflow, info.options)
+    if info.over:
+        _add_ground(workflow, loader, _loadable(info.over))
     nodes["CreateVideo"]["widgets_values"][0] = info.fps
     nodes["SaveAnimatedWEBP"]["widgets_values"][1] = info.fps
     if any(getattr(config, part) for part in WHOLE):
@@ -94,6 +98,30 @@ def _add_guidance(workflow: dict, sampler: dict, info: MotionInfo) -> None:
     for unused in node["outputs"][1:]:
         unused["links"] = None
     node["widgets_values"][:3] = _dials(info)
+
+
+def _add_ground(workflow: dict, motion: dict, ground: str) -> None:
+    """Put the loader of the motion model that the motion was learnt on top of before the motion's own."""
+    node = copy.deepcopy(motion)
+    node["id"] = workflow["last_node_id"] = workflow["last_node_id"] + 1
+    link = workflow["last_link_id"] = workflow["last_link_id"] + 1
+    entry = motion["inputs"][0]
+    before = next(found for found in workflow["links"] if found[0] == entry["link"])
+    before[3:5], entry["link"] = [node["id"], 0], link
+    workflow["links"].append([link, node["id"], 0, motion["id"], 0, "MODEL"])
+    node |= {"title": "The motion model below it", "order": len(workflow["nodes"])}
+    node["outputs"][0]["links"] = [link]
+    node["inputs"] = [{"name": "model", "type": "MODEL", "link": before[0]}]
+    _load_whole(node, ground)
+    x, y = motion["pos"]
+    node["pos"] = [x, y - node["size"][1] - 60]
+    workflow["nodes"].append(node)
+
+
+def _loadable(over: Over) -> str:
+    """Return the name under which the loader can have a motion model: pickled files and folders are to be converted."""
+    name = Path(over.name)
+    return over.name if name.suffix.lower() == ".safetensors" else f"{over.name.removesuffix('.ckpt')}.safetensors"
 
 
 def _dials(info: MotionInfo) -> list:
@@ -138,11 +166,23 @@ def _load_folder(node: dict) -> None:
     node["type"] = node["properties"]["Node name for S&R"] = "DiffusersLoader"
 
 
+def _of_ground(info: MotionInfo) -> str:
+    if info.over is None:
+        return ""
+    name = _loadable(info.over)
+    convert = f"`python -m trainer convert --input {info.over.name} --output {name}` makes it; put it"
+    how = "put it" if name == info.over.name else convert
+    return (
+        f"\n\nIt was learnt on top of `{info.over.name}`, which the STUNet Loader puts under it: {how} into"
+        " `models/stillmotion` too, unless it is listed already."
+    )
+
+
 def _note(base: str, base_is_folder: bool, motion: str, info: MotionInfo) -> str:
     file, folder = "`models/checkpoints`", "`models/diffusers` (the whole folder, with its `model_index.json`)"
     return (
         f"## {motion}\n\nPut this motion file into `ComfyUI/models/stillmotion` and its base `{base}` into"
-        f" {folder if base_is_folder else file}, choose both here, and queue.\n\nIt was trained on {info.frames}"
-        f" frames of {info.width} x {info.height} pixels at {info.fps:g} frames a second. *batch_size* of the empty"
-        " latent is the number of frames."
+        f" {folder if base_is_folder else file}, choose both here, and queue.{_of_ground(info)}\n\nIt was trained on"
+        f" {info.frames} frames of {info.width} x {info.height} pixels at {info.fps:g} frames a second. *batch_size* of"
+        " the empty latent is the number of frames."
     )

@@ -99,4 +99,4 @@ def test_graphs_of_before_there_were_such_inputs_still_run(pack):
 
 def test_strengths_that_change_nothing_are_warned_about(model, motion, caplog):
     attach(model, motion(InflationConfig(queries=Queries(4))), keyframes=((0, 0.5),))
-    assert "motion.safetensors holds queries alone" in caplog.text
+    assert "motion.safetensors changes weights alone" in caplog.text

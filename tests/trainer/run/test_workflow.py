@@ -16,6 +16,7 @@ from stillmotion.networks.config import (
     Tokens,
 )
 from stillmotion.networks.motion_file import MotionInfo
+from stillmotion.networks.motion_info import Over
 from stillmotion.networks.sites import Level, Structure
 from stillmotion.trainer.run.workflow import TEMPLATE, write_workflow
 
@@ -36,7 +37,7 @@ def written(tmp_path):
 def test_a_workflow_has_the_values_of_its_motion_file(written):
     values = {title: node["widgets_values"] for title, node in written(INFO).items()}
     assert values["The image model"] == ["base.safetensors"]
-    assert values["The motion"] == ["wave.safetensors", 1.0, 1.0]
+    assert values["The motion"] == ["wave.safetensors", 1.0, 1.0, 1.0]
     assert values["Prompt"] == ["Grüße: “a red circle”"] and values["Negative prompt"] == [""]
     assert values["Frames and their size"] == [72, 40, 5]
     assert values["KSampler"][2:] == [25, 7.5, "ddim", "ddim_uniform", 1.0]
@@ -95,11 +96,16 @@ SHIPPED = pytest.mark.parametrize("name", sorted(path.name for path in TEMPLATE.
 
 @SHIPPED
 def test_the_links_of_a_shipped_workflow_agree_from_both_ends(name):
-    workflow = json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8"))
+    agree_from_both_ends(json.loads(TEMPLATE.with_name(name).read_text(encoding="utf-8")))
+
+
+def agree_from_both_ends(workflow):
     nodes = {node["id"]: node for node in workflow["nodes"]}
     ends = [(i["link"], n["id"], k, i["type"]) for n in nodes.values() for k, i in enumerate(n["inputs"]) if i["link"]]
     assert sorted(ends) == sorted((link, to, slot, kind) for link, _, _, to, slot, kind in workflow["links"])
-    starts = [(link, n["id"], k) for n in nodes.values() for k, o in enumerate(n["outputs"]) for link in o["links"]]
+    starts = [
+        (link, n["id"], k) for n in nodes.values() for k, o in enumerate(n["outputs"]) for link in o["links"] or []
+    ]
     assert sorted(starts) == sorted((link, origin, slot) for link, origin, slot, *_ in workflow["links"])
     assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
     assert workflow["last_node_id"] == max(nodes)
@@ -111,6 +117,22 @@ HIGEN = replace(
     factors={"motion": [40.0, 210.4, 900.0], "appearance": [0.0, 0.3, 1.2]},
     options={"preview_steps": 10, "guidance": 4.0},
 )
+
+
+OVER = Over("v3_sd15_mm.ckpt", "0" * 64, "sd15")
+
+
+@pytest.mark.parametrize("more", [{}, {"options": {"first_frame": "clean"}}], ids=["text", "an image"])
+def test_a_file_that_was_learnt_on_top_of_another_is_loaded_behind_it(written, tmp_path, more):
+    nodes = written(replace(INFO, over=OVER, **more))
+    workflow = json.loads((tmp_path / "w.json").read_text(encoding="utf-8"))
+    ground = linked(nodes, workflow["links"], "The motion", "model")
+    assert (ground["type"], ground["widgets_values"][0]) == ("StillmotionSTUNetLoader", "v3_sd15_mm.safetensors")
+    assert linked(nodes, workflow["links"], ground["title"], "model")["type"] == "CheckpointLoaderSimple"
+    assert nodes["The motion"]["widgets_values"][0] == "wave.safetensors"
+    note = nodes["Read me"]["widgets_values"][0]
+    assert "convert --input v3_sd15_mm.ckpt --output v3_sd15_mm.safetensors" in note
+    agree_from_both_ends(workflow)
 
 
 def linked(nodes, links, title, name):
