@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .common import COMMON, TrainOptions
+from .common import COMMON, CameraOptions, TrainOptions
 
 
-class FewShotOptions(TrainOptions):
+class FewShotOptions(CameraOptions, TrainOptions):
     """Learn one motion from a handful of clips.
 
     Writes one folder: the motion file, a workflow that uses it, options, log, previews and training checkpoints. A file
@@ -18,6 +18,7 @@ class FewShotOptions(TrainOptions):
     examples: ClassVar[tuple[str, ...]] = (
         '--videos ./clips --caption "a man playing the guitar"',
         "--videos ./clips --dry-run",
+        '--videos ./pictures --camera zoom-in --caption "a photo"',
         "--videos ./clips --base sd15.safetensors --size 384x256 --steps 1000 --output runs/guitar",
     )
     common: ClassVar[tuple[str, ...]] = (*COMMON, "resume")
