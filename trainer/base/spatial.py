@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -51,15 +52,19 @@ def trained_of(unet: UNet2DConditionModel, spatial: Spatial, rank: int, seed: in
         return None
     if spatial == "full":
         return unet.requires_grad_(True)
-    layers = {name: unet.get_submodule(name) for name in attention_layers(unet)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        loras = Loras({name: Lora(layer, rank) for name, layer in layers.items()})
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)), unet)
+    loras = Loras(fresh_loras(unet, attention_layers(unet), rank, seed))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=loras.names), unet)
     for name, lora in loras.items():
         layer = unet.get_submodule(name)
         layer.lora_A["default"], layer.lora_B["default"] = lora.down, lora.up
     return loras
+
+
+def fresh_loras(unet: nn.Module, names: Sequence[str], rank: int, seed: int) -> dict[str, Lora]:
+    """Return a LoRA for each of these linear layers, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {name: Lora(unet.get_submodule(name), rank) for name in names}
 
 
 def attention_layers(unet: nn.Module) -> list[str]:

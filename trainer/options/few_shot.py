@@ -51,6 +51,15 @@ class FewShotOptions(CameraOptions, TrainOptions):
         ),
     ] = "noisy"
 
+    debias: Annotated[
+        float, Field(ge=0, le=100, description="weight of the loss that sees frames relative to one of them; 0: off")
+    ] = 0
+    appearance: Annotated[
+        Literal["none", "lora"],
+        Field(description="lora: how the clips look goes into a LoRA of the image model, beside the motion file"),
+    ] = "none"
+    appearance_rank: Annotated[int, Field(ge=1, le=320, description="its rank; with --appearance lora")] = 16
+
     @model_validator(mode="after")
     def trains_something(self):
         if self.queries == self.recurrence == "none" and not (self.frame_attention or self.temporal_blocks):

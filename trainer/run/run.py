@@ -26,7 +26,7 @@ from ..clips.inspect import ClipReport, write_sheet
 from ..config import as_toml, defaults_of, recorded
 from ..losses.decoupling import Decoupling
 from ..losses.objective import Objective
-from ..options import SpatialOptions, TrainOptions
+from ..options import FewShotOptions, SpatialOptions, TrainOptions
 from ..show.progress import working
 from .checkpoints import check_same_facts, facts_of, read_state, restore
 from .displacement import report
@@ -144,6 +144,8 @@ def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> Infl
 
 def spatial_of(options: TrainOptions) -> dict:
     """Return what trains of the image model, by the options of a command that has such."""
+    if isinstance(options, FewShotOptions) and options.appearance == "lora":
+        return {"appearance": options.appearance_rank}
     if not isinstance(options, SpatialOptions):
         return {}
     return {"spatial": options.spatial, "rank": options.spatial_rank}
