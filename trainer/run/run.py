@@ -36,10 +36,11 @@ from .install import NO, install
 from .lock import locked
 from .loop import BatchSource, Training, start_training, train
 from .milestones import Milestones
+from .nearness import References, recommendation, references_of
 from .optimiser import Schedule
 from .requests import Requests
-from .runlog import RunLog
-from .saves import run_name
+from .runlog import RunLog, read_log
+from .saves import run_name, saves_of
 from .session import Session, Stage, check_alone
 from .terms import terms_of
 from .training_set import TrainingSet
@@ -100,10 +101,17 @@ def _train_and_export(
         write_record(options, clips.reports)
     run_log = start_log(options, training, clips.names, clips.held_out)
     info = motion_info(options, training, clips.captions, clips.factors)
-    milestones = Milestones(
-        training, options, run_log, info, facts, clips.measured, clips.preview, base.vae, clips.known
-    )
+    references = references_for(options, training, clips, base)
+    of_set = clips.measured, clips.preview, base.vae, clips.known
+    milestones = Milestones(training, options, run_log, info, facts, *of_set, references)
     run(options, training, clips.batches(plan, options.batch_size), milestones, start, clips.position)
+
+
+def references_for(options: TrainOptions, training: Training, clips: TrainingSet, base: Base) -> References | None:
+    """Return what the previews of a motion are compared with, on the first process."""
+    if not (isinstance(options, FewShotOptions) and options.preview_every and training.accelerator.is_main_process):
+        return None
+    return references_of(base.vae, clips.first, training.plan, training.accelerator.device)
 
 
 def write_record(options: TrainOptions, reports: list[ClipReport]) -> None:
@@ -323,6 +331,9 @@ def export(options: TrainOptions, training: Training, milestones: Milestones, st
     milestones.run_log.event(
         event="export", step=training.step, **report(tensors, start, training.schedule.path(training.step))
     )
+    told = recommendation(read_log(milestones.run_log.path), sorted(saves_of(options).glob("*.safetensors")))
+    if told:
+        log.info("%s", told)
     install(options.install, path, partial(workflow_for, options, info, milestones.preview.caption))
 
 
