@@ -87,7 +87,7 @@ def _build_in_block(config: InflationConfig, block: str, site: Site, ops) -> Bui
     if config.queries:
         for attention in ("attn1", "attn2"):
             rank = config.queries.rank
-            queries = QueryMatrix(site.width, ops) if rank is None else Lora(site.width, rank, ops)
+            queries = QueryMatrix(site.width, ops) if rank is None else Lora(site.width, site.width, rank, ops)
             yield f"{block}.{attention}", "queries", site.level, queries
 
 

@@ -13,15 +13,15 @@ from .frame_attention import zero_init
 
 
 class Lora(nn.Module):
-    """A LoRA, W + up · down, with `down` `(rank, channels)` random, `up` `(channels, rank)` zero at the start.
+    """A LoRA, W + up · down, with `down` `(rank, inputs)` random, `up` `(outputs, rank)` zero at the start.
 
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, with its scale alpha / rank fixed at 1.
     """
 
-    def __init__(self, channels: int, rank: int, ops=nn):
+    def __init__(self, inputs: int, outputs: int, rank: int, ops=nn):
         super().__init__()
-        self.down = ops.Linear(channels, rank, bias=False)
-        self.up = zero_init(ops.Linear(rank, channels, bias=False))
+        self.down = ops.Linear(inputs, rank, bias=False)
+        self.up = zero_init(ops.Linear(rank, outputs, bias=False))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.up(self.down(tokens))

@@ -25,7 +25,7 @@ class AttentionLora(nn.Module):
 
     def __init__(self, channels: int, rank: int, ops=nn):
         super().__init__()
-        self.q, self.k, self.v, self.out = (Lora(channels, rank, ops) for _ in PROJECTIONS)
+        self.q, self.k, self.v, self.out = (Lora(channels, channels, rank, ops) for _ in PROJECTIONS)
 
     def qkv(self, tokens: Tensor) -> Tensor:
         return torch.cat([self.q(tokens), self.k(tokens), self.v(tokens)], dim=-1)

@@ -13,7 +13,7 @@ SD15 = Structure(
 
 
 def test_a_lora_adds_the_product_of_its_matrices_to_the_frozen_one():
-    lora, frozen = Lora(12, 5).double(), nn.Linear(12, 12, bias=False).double()
+    lora, frozen = Lora(12, 12, 5).double(), nn.Linear(12, 12, bias=False).double()
     nn.init.normal_(lora.up.weight)
     tokens = torch.randn(2, 7, 12, dtype=torch.float64)
     merged = frozen.weight + lora.up.weight @ lora.down.weight
@@ -28,7 +28,7 @@ def test_a_full_matrix_is_added_to_the_frozen_one():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("make", [lambda: Lora(12, 5), lambda: QueryMatrix(12)], ids=["lora", "matrix"])
+@pytest.mark.parametrize("make", [lambda: Lora(12, 12, 5), lambda: QueryMatrix(12)], ids=["lora", "matrix"])
 def test_new_queries_add_exactly_nothing(make, dtype):
     tokens = torch.randn(2, 7, 12, dtype=dtype)
     assert torch.equal(make().to(dtype)(tokens), torch.zeros_like(tokens))
@@ -36,7 +36,7 @@ def test_new_queries_add_exactly_nothing(make, dtype):
 
 def test_a_lora_trains_from_the_start():
     """One factor is zero, not both: `up` has a gradient at step 1, `down` at step 2."""
-    lora, tokens, target = Lora(12, 5), torch.randn(7, 12), torch.randn(7, 12)
+    lora, tokens, target = Lora(12, 12, 5), torch.randn(7, 12), torch.randn(7, 12)
     optimizer = torch.optim.SGD(lora.parameters(), lr=0.1)
 
     def gradients():
@@ -53,7 +53,7 @@ def test_a_lora_trains_from_the_start():
 
 @pytest.mark.parametrize("rank", [1, 5])
 def test_the_product_of_a_lora_has_its_rank(rank):
-    lora = Lora(12, rank)
+    lora = Lora(12, 12, rank)
     nn.init.normal_(lora.up.weight)
     assert torch.linalg.matrix_rank(lora(torch.eye(12))) == rank
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from diffusers import UNet2DConditionModel
 from einops import rearrange
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -31,9 +30,9 @@ from ...networks.inflation import (
     resampled,
     resampled_text,
 )
-from ...networks.lora import Lora
 from ...networks.sites import Site, Structure, structure_from_diffusers
 from ...networks.temporal_lora import put_on
+from .appearance import Appearance, Looks
 from .spatial import Spatial, trained_of
 
 Penalty = Callable[[Tensor, Tensor, int], Tensor]
@@ -70,6 +69,7 @@ class InflatedUNet(nn.Module):
         ground: another inflation, frozen, that this one was made to be learnt on top of; is taken over as the U-Net is.
         checkpointing: recompute each layer in the backward pass; half the memory and more for a third of the time.
         spatial, rank, seed: what trains of the U-Net itself, see `trained_of`.
+        appearance: rank of an `Appearance`, which then is what trains of it.
     """
 
     def __init__(
@@ -82,18 +82,24 @@ class InflatedUNet(nn.Module):
         spatial: Spatial = "frozen",
         rank: int = 16,
         seed: int = 0,
+        appearance: int | None = None,
     ):
         super().__init__()
         self.unet, self.inflation, self.checkpointing = unet.requires_grad_(False).eval(), inflation, checkpointing
         self.sites, self.ground = structure_of(unet).sites(), ground
+        self.spatial = Appearance(unet, appearance, seed) if appearance else trained_of(unet, spatial, rank, seed)
+        self.moving = True  # whether the layer that runs now is of a clip: the queries are put into the U-Net
         if ground is not None:
-            add_queries(unet, ground.requires_grad_(False).eval(), self.sites)
-        self.spatial = trained_of(unet, spatial, rank, seed)
+            put_queries(unet, ground.requires_grad_(False).eval(), self.sites, lambda: self.moving)
         if inflation is not None:
-            put_queries(unet, inflation, self.sites)
+            put_queries(unet, inflation, self.sites, lambda: self.moving)
             inflation.requires_grad_(True)
         if ground is not None and inflation is not None:
             put_on(ground, inflation.parts())
+
+    @property
+    def appearance(self) -> Appearance | None:
+        return self.spatial if isinstance(self.spatial, Appearance) else None
 
     def forward(
         self,
@@ -129,6 +135,7 @@ class InflatedUNet(nn.Module):
         attached: Sequence[Attached],
         penalty: Penalty | None = None,
         prompts: Sequence[int] | None = None,
+        looks: Looks = "without",
     ) -> Observed:
         """Return what `forward` does, and what losses are made of on the way.
 
@@ -136,6 +143,7 @@ class InflatedUNet(nn.Module):
             attached: the inflation with strengths of its own, or none.
             penalty: a loss of the queries and keys of each self-attention on the way up.
             prompts: which rows of `text` are the same, as in `frame_tokens`.
+            looks: what is done with the `appearance`, where there is one.
         """
         emb = embedded(self._embed_time(sample, timesteps, text, added), attached, clip)
         tokens = tuple(frame_tokens(text, attached, clip, prompts))
@@ -146,7 +154,7 @@ class InflatedUNet(nn.Module):
                 middle = h if middle is None else middle
                 h = torch.cat([h, skips.pop()], dim=1)
             size = skips[-1].shape[-2:] if site.kind == "up" else None
-            h, *found = self._recomputed(self._run, site, h, rows, size, attached, penalty)
+            h, *found = self._recomputed(self._run, site, h, rows, size, attached, penalty, looks)
             penalties += found
             if resampled(attached, site.name):
                 before, rows = rows, next_rate(site, rows, finer)
@@ -174,8 +182,12 @@ class InflatedUNet(nn.Module):
         size: torch.Size | None,
         attached: Sequence[Attached],
         penalty: Penalty | None,
+        looks: Looks,
     ) -> tuple[Tensor, ...]:
         """Return activations after a layer, and the penalties of its self-attentions."""
+        self.moving = bool(attached)
+        if self.appearance is not None:
+            self.appearance.now = looks
         layer, penalties = self.unet.get_submodule(site.diffusers), []
         if site.kind == "res":
             h = layer(h, rows.emb)
@@ -246,32 +258,14 @@ def queries_and_keys(attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tens
     return split(attention.to_q(normed)), split(attention.to_k(normed))
 
 
-def put_queries(unet: nn.Module, inflation: Inflation, sites: list[Site]) -> None:
-    """Make the U-Net's query projections add what the inflation's queries say.
-
-    A LoRA is peft's, with the inflation's matrices in it: one owner of the weights, peft's forward.
-    """
-    queries = dict(_query_sites(inflation, sites))
-    loras = {name: part for name, part in queries.items() if isinstance(part, Lora)}
-    if loras:
-        rank = next(iter(loras.values())).down.out_features
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(loras)), unet)
-    for name, part in queries.items():
-        layer = unet.get_submodule(name)
-        if name in loras:
-            layer.lora_A["default"], layer.lora_B["default"] = part.down, part.up
-        else:
-            _extend(layer, part)
-
-
-def add_queries(unet: nn.Module, inflation: Inflation, sites: list[Site]) -> None:
-    """Make the U-Net's query projections add what the queries of an inflation say that is done with training."""
+def put_queries(unet: nn.Module, inflation: Inflation, sites: list[Site], attached: Callable[[], bool]) -> None:
+    """Make the U-Net's query projections add what the inflation's queries say, where it is `attached`."""
     for name, part in _query_sites(inflation, sites):
-        _extend(unet.get_submodule(name), part)
 
+        def added(layer, tokens, queries, part=part):
+            return queries + part(*tokens) if attached() else queries
 
-def _extend(layer: nn.Module, part: nn.Module) -> None:
-    layer.register_forward_hook(lambda _, tokens, queries: queries + part(*tokens))
+        unet.get_submodule(name).register_forward_hook(added)
 
 
 def _query_sites(inflation: Inflation, sites: list[Site]) -> Iterator[tuple[str, nn.Module]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,25 +10,13 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from ...networks.frame_attention import zero_init
+from ...networks.lora import Lora
 from ...networks.sites import Structure
 from .ldm_names import inverse, layer_names, rename
 
 Spatial = Literal["frozen", "lora", "full"]
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-class Lora(nn.Module):
-    """W + up · down of one linear layer, `up` zero at the start; peft runs it.
-
-    Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, with its scale alpha / rank fixed at 1.
-    """
-
-    def __init__(self, layer: nn.Linear, rank: int):
-        super().__init__()
-        self.down = nn.Linear(layer.in_features, rank, bias=False)
-        self.up = zero_init(nn.Linear(rank, layer.out_features, bias=False))
 
 
 class Loras(nn.Module):
@@ -51,15 +40,23 @@ def trained_of(unet: UNet2DConditionModel, spatial: Spatial, rank: int, seed: in
         return None
     if spatial == "full":
         return unet.requires_grad_(True)
-    layers = {name: unet.get_submodule(name) for name in attention_layers(unet)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        loras = Loras({name: Lora(layer, rank) for name, layer in layers.items()})
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)), unet)
+    loras = Loras(fresh_loras(unet, attention_layers(unet), rank, seed))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=loras.names), unet)
     for name, lora in loras.items():
         layer = unet.get_submodule(name)
         layer.lora_A["default"], layer.lora_B["default"] = lora.down, lora.up
     return loras
+
+
+def fresh_loras(unet: nn.Module, names: Sequence[str], rank: int, seed: int) -> dict[str, Lora]:
+    """Return a LoRA for each of these linear layers, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {name: _lora_of(unet.get_submodule(name), rank) for name in names}
+
+
+def _lora_of(layer: nn.Linear, rank: int) -> Lora:
+    return Lora(layer.in_features, layer.out_features, rank)
 
 
 def attention_layers(unet: nn.Module) -> list[str]:

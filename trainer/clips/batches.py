@@ -86,8 +86,12 @@ OPTIONAL = "features", "condition"
 
 def generator_for(*key) -> torch.Generator:
     """Return a generator on the CPU, for the same draws on every device, seeded by all that `key` says."""
-    digest = blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.Generator().manual_seed(number_below(2**64, *key))
+
+
+def number_below(end: int, *key) -> int:
+    """Draw a whole number from 0 on by all that `key` says; no tensor, so that the memory estimate can draw, too."""
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big") % end
 
 
 def clip_at(plan: Plan, step: int, index: int, clips: int) -> int:
@@ -126,6 +130,13 @@ def collate(batches: Sequence[Batch]) -> Batch:
     names = ROWS if batches[0].features is None else (*ROWS, "features")
     tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in names}
     return Batch(**tensors, frames=batches[0].frames, seeds=tuple(seed for b in batches for seed in b.seeds))
+
+
+def a_picture_of_each(batch: Batch) -> Batch:
+    """Return a frame of each clip, drawn by the clip's seed, as a batch of pictures, with the noise it has there."""
+    places = [number_below(batch.frames, seed, "picture") for seed in batch.seeds]
+    numbers = [clip * batch.frames + place for clip, place in enumerate(places)]
+    return Batch(**{name: getattr(batch, name)[numbers] for name in ROWS}, frames=1, seeds=batch.seeds)
 
 
 def batch_for(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,12 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def seen_hash(source: Source) -> str:
+    """Return `content_hash` of a clip, or of what a camera makes of it."""
+    content = content_hash(source.path)
+    return name_of(content, asdict(source.camera)) if source.camera else content
+
+
 def clip_latents(
     source: Source, fps: float, size: tuple[int, int], vae: nn.Module, folder: Path, encode=encode_frames, weights=""
 ) -> Tensor:
@@ -106,7 +113,7 @@ def clip_latents(
         (frames, 4, height, width) in cells of 8 pixels, at the smallest size that covers `size`, in the type
         in which the VAE computes.
     """
-    name = name_of(content_hash(source.path), float(fps), size, weights or weights_hash(vae))
+    name = name_of(seen_hash(source), float(fps), size, weights or weights_hash(vae))
     return cached(Path(folder) / f"{name}.safetensors", lambda: encode_clip(source, fps, size, vae, encode))
 
 
@@ -158,7 +165,7 @@ def clip_features(
         device: where it computes.
         weights: `weights_hash(look.model)`.
     """
-    name = name_of("features", content_hash(source.path), float(fps), size, look.kind, weights)
+    name = name_of("features", seen_hash(source), float(fps), size, look.kind, weights)
 
     def computed() -> Tensor:
         look.model.to(device)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .decoding import CELL, ClipError, cover, sample, shots_of
+from .camera import camera_shots
+from .decoding import CELL, ClipError, Shots, cover, sample, shots_of
 from .source import Source
 
 CHUNK = 8  # frames that are decoded before they are used
@@ -50,7 +51,8 @@ class Frames:
         self, source: Source, fps: float, most: int | None = None, start: float = 0.0, size=None, whole: bool = False
     ):
         self.fps, self.most, self.start, self.size, self.whole = fps, most, start, size, whole
-        self.shots, self.count = shots_of(source.path, fps), 0
+        of_camera = source.camera and camera_shots(source.path, source.camera, fps, size)
+        self.shots, self.count = Shots(of_camera) if of_camera else shots_of(source.path, fps), 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
         chunk = []

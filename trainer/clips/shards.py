@@ -218,7 +218,7 @@ def opened(source: Source) -> Iterator[Source]:
     try:
         if isinstance(source, Member):
             with unpacked(source) as path:
-                yield Source(path, source.name, source.caption, source.problem)
+                yield Source(path, source.name, source.caption, source.problem, camera=source.camera)
         else:
             yield replace(source, path=on_disk(source.path))
     except OSError as error:

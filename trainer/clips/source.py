@@ -3,15 +3,27 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...samplers.camera import CameraMotion
+
 NO_CAPTION = "no caption"
 """How the problem begins of a clip that lacks one."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """How a camera moves over a picture, or over the first frames of a clip, see `samplers.camera.camera_way`."""
+
+    motion: CameraMotion
+    frames: int
+    reach: float
 
 
 @dataclass(frozen=True)
 class Source:
     """A clip as found, not yet decoded; `problem` says why it cannot be used, where that is known already.
 
-    `missing`: there are only words of it, and nothing to decode; nothing that they name is ever opened.
+    `missing`: there are only words of it, and nothing to decode; nothing that they name is ever opened. `camera`: what
+    makes a clip of it.
     """
 
     path: Path
@@ -19,6 +31,7 @@ class Source:
     caption: str = ""
     problem: str | None = None
     missing: bool = False
+    camera: Camera | None = None
 
 
 @dataclass(frozen=True)

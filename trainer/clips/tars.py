@@ -116,7 +116,8 @@ def sample_of(
         except ValueError as error:
             problem = str(error)
     clip = parts[kind]
-    return Member(path, f"{name}.{kind}", caption or "", problem, False, clip.offset_data, clip.size, f".{kind}")
+    place = {"offset": clip.offset_data, "size": clip.size, "suffix": f".{kind}"}
+    return Member(path, f"{name}.{kind}", caption or "", problem, **place)
 
 
 def caption_in(parts: dict[str, tarfile.TarInfo], tar: BinaryIO) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ from ..base.load import load_base
 from ..base.tokenizer import clip_tokenizer
 from ..clips.batches import TrainingClip
 from ..clips.factors import Factors, factors_of, spread, told, warn_of_spread
-from ..clips.inspect import ClipReport, table, usable_clips, write_sheet
-from ..clips.shards import opened, shards_of
+from ..clips.find import camera_of, samples_of
+from ..clips.inspect import ClipReport, inspect_clips, table, usable_clips, write_sheet
+from ..clips.shards import opened
 from ..clips.source import ClipFormat, Source
-from ..clips.stream import peek
 from ..clips.words import remark_on
 from ..options import CheckOptions, FewShotOptions
 from ..run.training_set import Encoder
@@ -27,8 +28,9 @@ from ..run.training_set import Encoder
 def check(options: CheckOptions) -> None:
     """Print a table of the first clips of a set, with their factors where there is a base to measure them on, and write
     a contact sheet."""
-    form, shards = ClipFormat(options.fps, options.frames, options.size), shards_of(options.videos, options.caption)
-    reports = peek(shards, options.first, form, partial(remark_on, tokenizer=clip_tokenizer()))
+    form, camera = ClipFormat(options.fps, options.frames, options.size), camera_of(options, options.frames)
+    samples = islice(samples_of(options.videos, options.caption, camera), options.first)
+    reports = inspect_clips(samples, form, partial(remark_on, tokenizer=clip_tokenizer()))
     print(table(reports))
     if len(reports) == options.first:
         print(f"These are the first {options.first} of the set; --first looks at more.")

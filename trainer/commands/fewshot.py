@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...networks.config import CrossFrames, InflationConfig, Queries, Recurrence, Temporal, TemporalLora
 from ..base.ground import Ground
 from ..base.host import structure_of
-from ..clips.find import find_clips
+from ..clips.find import camera_of, find_clips
 from ..clips.inspect import inspect_clips, refuse_without_captions, table, usable_clips
 from ..options import FewShotOptions
 from ..run.export import fresh_inflation
@@ -27,7 +27,7 @@ def fewshot(options: FewShotOptions) -> None:
     options = with_defaults(session.options, ground)
     session = replace(session, options=options)
     session.enter(Stage.CLIPS)
-    sources = find_clips(options.videos, options.caption)
+    sources = find_clips(options.videos, options.caption, camera_of(options, options.frames))
     refuse_without_captions([source.problem for source in sources])
     reports = inspect_clips(sources, form_of(options))
     log.info("%s", table(reports))

@@ -38,12 +38,12 @@ def target_of(batch: Batch, plan: Plan) -> Tensor:
 
 
 def noisy_rows(batch: Batch, plan: Plan) -> Tensor:
-    """Return what the network sees: every frame noised, or all but the first of each clip.
+    """Return what the network sees: every frame noised, or all but the first of each clip; of pictures every one.
 
-    The latter is LAMP's way to image-to-video (Wu et al. 2023, arXiv 2310.10769).
+    The second is LAMP's way to image-to-video (Wu et al. 2023, arXiv 2310.10769).
     """
     noisy = add_noise(batch.latents, batch.noise, signal_of(batch, plan))
-    if plan.first_frame == "clean":
+    if plan.first_frame == "clean" and batch.frames > 1:
         noisy = noisy.clone()
         noisy[:: batch.frames] = batch.latents[:: batch.frames]
     return noisy
@@ -74,7 +74,12 @@ def simple_loss(predicted: Tensor, batch: Batch, plan: Plan) -> Tensor:
 
     Those of the velocity have the weighting "velocity" as they are.
     """
-    loss = prediction_loss(predicted, target_of(batch, plan), batch.frames, plan.first_frame)
+    given = plan.first_frame if batch.frames > 1 else "noisy"
+    return timestep_weighted(prediction_loss(predicted, target_of(batch, plan), batch.frames, given), batch, plan)
+
+
+def timestep_weighted(loss: Tensor, batch: Batch, plan: Plan) -> Tensor:
+    """Return squared errors of what the network predicts, one of each clip, with the plan's weight of its timestep."""
     if plan.weighting == "uniform" or plan.prediction == "v_prediction":
         return loss
     return loss * velocity_weight(signal_of(batch, plan)[:: batch.frames])

@@ -14,8 +14,9 @@ from ...networks.asked import NOTHING, Asked, Given
 from ...networks.clip import Clip
 from ...networks.inflation import Attached, Inflation
 from ...networks.tokens import clip_prompts
+from ..base.appearance import Looks
 from ..base.host import InflatedUNet, Observed, Penalty
-from ..clips.batches import Batch, Plan
+from ..clips.batches import Batch, Plan, a_picture_of_each
 from .decoupling import Decoupling
 from .denoising import noisy_rows, simple_loss
 
@@ -84,6 +85,8 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """L = L_simple + Σ terms, the mean over the clips of a batch; of pictures, L_simple of the image model alone.
 
+    Where looks are learnt beside, L_simple of one frame of each clip is added, which no other weight has a part in.
+
     Args:
         decoupling: what each clip is asked to be; None: nothing.
     """
@@ -111,14 +114,19 @@ class Objective(nn.Module):
             total = total + term.factor(step) * loss
             parts[term.name] = loss.detach()
             kept |= {term.name: view.kept[0]} if view.kept else {}
+        if self.network.appearance:
+            looks = self._of_pictures(a_picture_of_each(batch))
+            total, parts = total + looks.total, parts | looks.parts
         return Losses(total, parts, kept)
 
     def _of_pictures(self, batch: Batch) -> Losses:
         """Train what is trained of the image model, and nothing else: no other weight gets a gradient."""
-        loss = simple_loss(self._observe(batch, []).prediction, batch, self.plan).mean()
+        loss = simple_loss(self._observe(batch, [], looks="learn").prediction, batch, self.plan).mean()
         return Losses(loss, {"pictures": loss.detach()}, {})
 
-    def _observe(self, batch: Batch, attached: Sequence[Attached], watching: Sequence[Term] = ()) -> Observed:
+    def _observe(
+        self, batch: Batch, attached: Sequence[Attached], watching: Sequence[Term] = (), looks: Looks = "keep"
+    ) -> Observed:
         def penalties(q: Tensor, k: Tensor, frames: int) -> Tensor:
             return torch.stack([term.penalty(q, k, frames) for term in watching])
 
@@ -126,7 +134,8 @@ class Objective(nn.Module):
         penalty = penalties if watching else None
         # said, not compared: the memory estimate runs on tensors without data
         prompts = clip_prompts(len(batch.text), batch.frames)
-        return self.network.observe(sample, batch.timesteps, batch.text, clip, None, attached, penalty, prompts)
+        how = batch.timesteps, batch.text, clip, None, attached, penalty, prompts, looks
+        return self.network.observe(sample, *how)
 
     def _view(self, batch: Batch, seen: Observed, penalty: int | None) -> Seen:
         penalties = [] if penalty is None else [each[penalty] for each in seen.penalties]

@@ -6,6 +6,7 @@ where it does not always.
 
 from .common import (
     BaseOptions,
+    CameraOptions,
     ClipOptions,
     EvaluationOptions,
     MemoryOptions,
@@ -22,6 +23,7 @@ from .other import CheckOptions, ConvertOptions, DemoOptions, ToyOptions
 
 __all__ = [
     "BaseOptions",
+    "CameraOptions",
     "CheckOptions",
     "ClipOptions",
     "ConditionOptions",

@@ -46,6 +46,26 @@ class ClipOptions(Options):
     skip_bad: Annotated[bool, Field(description="go on without the clips that cannot be used")] = False
 
 
+class CameraOptions(Options):
+    """Options of commands that make clips of pictures."""
+
+    group: ClassVar[str] = "data"
+
+    camera: Annotated[
+        Literal["zoom-in", "zoom-out", "pan-left", "pan-right", "tilt-up", "tilt-down", "roll-cw", "roll-ccw"] | None,
+        Field(description="clips are made by a camera that moves so over each picture (or clip) of --videos"),
+    ] = None
+    camera_range: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=2,
+            description="how far it goes in a clip: zooms by 1 + this, pans so many widths, tilts so many heights,"
+            " rolls this times 90 degrees; with --camera",
+        ),
+    ] = 0.5
+
+
 class BaseOptions(Options):
     group: ClassVar[str] = "model"
 

@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .common import COMMON, TrainOptions
+from .common import COMMON, CameraOptions, TrainOptions
 
 
-class FewShotOptions(TrainOptions):
+class FewShotOptions(CameraOptions, TrainOptions):
     """Learn one motion from a handful of clips.
 
     Writes one folder: the motion file, a workflow that uses it, options, log, previews and training checkpoints. A file
@@ -19,6 +19,7 @@ class FewShotOptions(TrainOptions):
     examples: ClassVar[tuple[str, ...]] = (
         '--videos ./clips --caption "a man playing the guitar"',
         "--videos ./clips --dry-run",
+        '--videos ./pictures --camera zoom-in --caption "a photo"',
         "--videos ./clips --base sd15.safetensors --size 384x256 --steps 1000 --output runs/guitar",
         "--videos ./clips --over v3_sd15_mm.ckpt --steps 500 --output runs/guitar",
     )
@@ -65,9 +66,18 @@ class FewShotOptions(TrainOptions):
     first_frame: Annotated[
         Literal["noisy", "clean"],
         Field(
-            description="clean: the first frame is given, and no part of the loss; needs image-to-video wiring later"
+            description="clean: the first frame is given, and no part of the loss; the workflow goes on from an image"
         ),
     ] = "noisy"
+
+    debias: Annotated[
+        float, Field(ge=0, le=100, description="weight of the loss that sees frames relative to one of them; 0: off")
+    ] = 0
+    appearance: Annotated[
+        Literal["none", "lora"],
+        Field(description="lora: how the clips look goes into a LoRA of the image model, beside the motion file"),
+    ] = "none"
+    appearance_rank: Annotated[int, Field(ge=1, le=320, description="its rank; with --appearance lora")] = 16
 
     @model_validator(mode="after")
     def trains_something(self):

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Options
-from .common import ClipOptions, Seed
+from .common import CameraOptions, ClipOptions, Seed
 
 Overwrite = Annotated[bool, Field(description="replace files that are there already")]
 
 
-class CheckOptions(ClipOptions):
+class CheckOptions(CameraOptions, ClipOptions):
     """Report which clips training would use, and why others cannot be."""
 
     examples: ClassVar[tuple[str, ...]] = ("--videos ./clips", "--videos ./clips --size 384x256 --frames 24")

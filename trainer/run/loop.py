@@ -69,6 +69,12 @@ class Training:
         named = self.objective.named_parameters()
         return [(inflation.get(id(p), name), p) for name, p in named if p.requires_grad]
 
+    def clipped_together(self) -> list[list[nn.Parameter]]:
+        """Return what trains in groups whose gradients are clipped by one norm: looks learn apart from all else."""
+        apart = set(self.objective.network.appearance.parameters()) if self.objective.network.appearance else set()
+        trained = [p for _, p in self.trained()]
+        return [group for group in ([p for p in trained if p not in apart], [*apart]) if group]
+
 
 class Stepped(NamedTuple):
     """One update: mean loss of its clips over all processes, norm of the gradients before clipping, parts of the
@@ -192,7 +198,8 @@ def update(training: Training, source: BatchSource, step: int) -> Stepped:
     scale_gradients(training)
     norm = gradient_norm([p for _, p in trained])
     check(training, step, loss, norm, trained)  # before clipping, which multiplies all gradients by a norm that is NaN
-    nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)
+    for group in training.clipped_together():
+        nn.utils.clip_grad_norm_(group, 1.0)
     training.optimizer.step()
     training.optimizer.zero_grad()
     if training.ema is not None:

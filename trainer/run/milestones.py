@@ -20,6 +20,7 @@ from .checkpoints import keep_latest, save_state, state_of
 from .export import ema_weights, exported_weights, write_result
 from .held_out import fixed_noise_loss
 from .loop import StepReport, Training
+from .nearness import References, nearness
 from .previews import Preview, below_each_other, decode_clip, sample_preview, sample_tasks, side_by_side, write_preview
 from .runlog import RunLog
 from .sample import Sampling
@@ -30,7 +31,8 @@ log = logging.getLogger("stillmotion")
 
 @dataclass
 class Milestones:
-    """`after_step` is the loop's callback. `measured` are the clips of the fixed-noise loss.
+    """`after_step` is the loop's callback. `measured` are the clips of the fixed-noise loss; `references` is what
+    previews are compared with, if they are.
 
     All processes compute, since none may have all weights; the first one writes.
     """
@@ -44,6 +46,7 @@ class Milestones:
     preview: Preview
     vae: Autoencoder
     known: Known = as_it_is
+    references: References | None = None
 
     @property
     def name(self) -> str:
@@ -74,15 +77,16 @@ class Milestones:
         log.info("step %d: %s %.5f", self.training.step, name.replace("_", " "), loss)
 
     def show(self) -> None:
-        """Write a preview and log how much its frames differ from one another."""
+        """Write a preview, and log how much its frames differ from one another and how near it is to the clips."""
         how = sampling_of(self.options, self.training.plan)
         latents, tasks = (sample(self.training, self.preview, how) for sample in (sample_preview, sample_tasks))
         if not self.training.accelerator.is_main_process:
             return
         step = self.training.step
-        self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents[-1]))
-        label, name, folder = f"step {step}\n{self.preview.label}", f"step-{step:06d}", self.options.output / "previews"
         made = [decode_clip(self.vae, clip) for clip in latents]
+        near = nearness(self.references, latents[-1], made[-1]) if self.references else {}
+        self.run_log.numbers(step, preview_frame_difference=mean_frame_difference(latents[-1]), **near)
+        label, name, folder = f"step {step}\n{self.preview.label}", f"step-{step:06d}", self.options.output / "previews"
         write_preview(folder, name, label, side_by_side(made), self.options.fps)
         self.show_tasks(folder, f"{name}-known", label, tasks)
 

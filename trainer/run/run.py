@@ -27,7 +27,7 @@ from ..clips.inspect import ClipReport, write_sheet
 from ..config import as_toml, defaults_of, recorded
 from ..losses.decoupling import Decoupling
 from ..losses.objective import Objective
-from ..options import SpatialOptions, TrainOptions
+from ..options import FewShotOptions, SpatialOptions, TrainOptions
 from ..show.progress import working
 from .checkpoints import check_same_facts, facts_of, read_state, restore
 from .displacement import report
@@ -37,10 +37,11 @@ from .install import NO, install
 from .lock import locked
 from .loop import BatchSource, Training, start_training, train
 from .milestones import Milestones
+from .nearness import References, recommendation, references_of
 from .optimiser import Schedule
 from .requests import Requests
-from .runlog import RunLog
-from .saves import run_name
+from .runlog import RunLog, read_log
+from .saves import run_name, saves_of
 from .session import Session, Stage, check_alone
 from .terms import terms_of
 from .training_set import TrainingSet
@@ -101,10 +102,17 @@ def _train_and_export(
         write_record(options, clips.reports)
     run_log = start_log(options, training, clips.names, clips.held_out)
     info = motion_info(options, training, clips.captions, clips.factors, base.ground)
-    milestones = Milestones(
-        training, options, run_log, info, facts, clips.measured, clips.preview, base.vae, clips.known
-    )
+    references = references_for(options, training, clips, base)
+    of_set = clips.measured, clips.preview, base.vae, clips.known
+    milestones = Milestones(training, options, run_log, info, facts, *of_set, references)
     run(options, training, clips.batches(plan, options.batch_size), milestones, start, clips.position)
+
+
+def references_for(options: TrainOptions, training: Training, clips: TrainingSet, base: Base) -> References | None:
+    """Return what the previews of a motion are compared with, on the first process."""
+    if not (isinstance(options, FewShotOptions) and options.preview_every and training.accelerator.is_main_process):
+        return None
+    return references_of(base.vae, clips.first, training.plan, training.accelerator.device)
 
 
 def write_record(options: TrainOptions, reports: list[ClipReport]) -> None:
@@ -154,6 +162,8 @@ def frozen_ground(options: TrainOptions, base: Base) -> Inflation | None:
 
 def spatial_of(options: TrainOptions) -> dict:
     """Return what trains of the image model, by the options of a command that has such."""
+    if isinstance(options, FewShotOptions) and options.appearance == "lora":
+        return {"appearance": options.appearance_rank}
     if not isinstance(options, SpatialOptions):
         return {}
     return {"spatial": options.spatial, "rank": options.spatial_rank}
@@ -340,6 +350,9 @@ def export(options: TrainOptions, training: Training, milestones: Milestones, st
     milestones.run_log.event(
         event="export", step=training.step, **report(tensors, start, training.schedule.path(training.step))
     )
+    told = recommendation(read_log(milestones.run_log.path), sorted(saves_of(options).glob("*.safetensors")))
+    if told:
+        log.info("%s", told)
     install(options.install, path, partial(workflow_for, options, info, milestones.preview.caption))
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from ..base.host import InflatedUNet
 from ..clips.batches import Plan
 from ..losses.contrastive import contrastive_term, middle_cells
+from ..losses.debias import debias_term
 from ..losses.objective import Term
 from ..losses.regularisation import regularisation_term
 from ..losses.trs import trs_term
-from ..options import LossOptions, TrainOptions
+from ..options import FewShotOptions, LossOptions, TrainOptions
 
 
 def terms_of(options: TrainOptions, network: InflatedUNet, plan: Plan) -> list[Term]:
     """Make the terms that have a weight; none for a command without such options."""
+    if isinstance(options, FewShotOptions) and options.debias:
+        return [debias_term(options.debias, plan)]
     if not isinstance(options, LossOptions):
         return []
     terms = []

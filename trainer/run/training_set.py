@@ -107,7 +107,7 @@ class TrainingSet:
     `names`, `captions`: of clips, or of the parts of a large set, for the log and the motion file. `reports`: of those
     that were looked at. `measured`: clips of the fixed-noise loss; `held_out`: names of those that are not trained on.
     `content`: a hash that tells whether a resumed run learns from the same. `batches`: makes the source of a plan's
-    micro-batches of so many clips. `first`: the first clips of a large set; `factors`: what the motion file says of
+    micro-batches of so many clips. `first`: the first clips; `factors`: what the motion file says of
     their motion and appearance. `known`: gives each batch what is known of its clips. `position`, `skip_to`: how far
     this process is in its streams, where there are any.
     """
@@ -178,6 +178,7 @@ def clips_in_memory(session: Session, reports: list[ClipReport], base: Base, fir
         held_out=[clip.name for clip in held_out],
         preview=preview,
         content=clips_hash(clips),
+        first=seen[:MEASURED_WITHOUT_HELD_OUT],
         batches=lambda plan, size: partial(batch_for, plan, seen, preview.no_caption, size),
     )
 

@@ -222,8 +222,8 @@ def test_a_preview_that_does_not_fit_costs_no_save(place, monkeypatch):
 
 
 def test_with_a_clean_first_frame_previews_start_from_that_of_the_first_clip(place, monkeypatch):
-    seen = []
-    monkeypatch.setattr(milestones, "decode_clip", lambda vae, latents: seen.append(latents) or np.zeros((3, 8, 8, 3)))
+    seen, black = [], np.zeros((3, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(milestones, "decode_clip", lambda vae, latents: seen.append(latents) or black)
     monkeypatch.setattr(milestones, "write_preview", lambda *_: None)
     assert fewshot(place, "clean", "--first-frame", "clean", "--preview-every", "4", "--preview-steps", "2") == 0
     stored = [read_tensor(path) for path in (place / "cache").glob("*.safetensors")]

@@ -21,11 +21,12 @@ from two_processes import DDP
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m trainer"
 NUMBERS = "--size 64x48 --frames 3 --steps 4 --learning-rate 1e-3 --ema none --held-out 1 --held-out-every 2"
+LOOKS = "--appearance lora --appearance-rank 2 --debias 0.5"
 MILESTONES = "--save-every 2 --preview-every 2 --preview-steps 2"
 
 
 def words(place, output, *more):
-    return tiny.words(place, "fewshot", output, *NUMBERS.split(), *MILESTONES.split(), *more)
+    return tiny.words(place, "fewshot", output, *NUMBERS.split(), *LOOKS.split(), *MILESTONES.split(), *more)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,13 @@ def on_one_process(place, output, *more):
         torch.set_num_threads(1)  # as each of the two has
         assert main(words(place, output, *more)) == 0
         torch.set_num_threads(threads)
-    return load_file(place / output / f"{output}.safetensors")
+    return files_of(place / output)
+
+
+def files_of(folder):
+    """The tensors of the motion file and of the LoRA of looks."""
+    ends = ("", "_lora")
+    return {f"{n}{end}": t for end in ends for n, t in load_file(folder / f"{folder.name}{end}.safetensors").items()}
 
 
 def largest_difference(a, b):
@@ -59,11 +66,10 @@ def losses(folder):
     return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
 
 
-def test_two_processes_give_the_motion_file_of_one_with_accumulation(place, two):
-    motion = load_file(two / "two.safetensors")
-    assert largest_difference(motion, on_one_process(place, "one", "--accumulation", "2")) < 1e-5
+def test_two_processes_give_the_files_of_one_with_accumulation(place, two):
+    assert largest_difference(files_of(two), on_one_process(place, "one", "--accumulation", "2")) < 1e-5
     assert losses(place / "one") == pytest.approx(losses(two), abs=1e-5)
-    assert largest_difference(motion, on_one_process(place, "half", "--accumulation", "1")) > 1e-3
+    assert largest_difference(files_of(two), on_one_process(place, "half", "--accumulation", "1")) > 1e-3
 
 
 def test_only_the_first_process_writes(two):
@@ -80,12 +86,13 @@ def test_only_the_first_process_writes(two):
         *(f"saves/state-00000{step}.pt" for step in (2, 4)),
         *(f"saves/two-00000{step}.safetensors" for step in (2, 4)),
         "two.safetensors",
+        "two_lora.safetensors",
         "two_workflow.json",
     ]
     assert len(list(two.rglob("*tfevents*"))) == 1
 
 
-def test_stopped_by_a_file_and_resumed_gives_the_same_motion_file(place, two, on_two_processes):
+def test_stopped_by_a_file_and_resumed_gives_the_same_files(place, two, on_two_processes):
     (place / "stopped").mkdir()
     (place / "stopped/save_quit").touch()
     assert on_two_processes(DDP, words(place, "stopped"))[0] == 0
@@ -93,7 +100,7 @@ def test_stopped_by_a_file_and_resumed_gives_the_same_motion_file(place, two, on
     assert not (place / "stopped/stopped.safetensors").exists()
     code, said = on_two_processes(DDP, words(place, "stopped", "--resume"))
     assert code == 0, said
-    assert same(load_file(place / "stopped/stopped.safetensors"), load_file(two / "two.safetensors"))
+    assert same(files_of(place / "stopped"), files_of(two))
 
 
 def test_processes_that_would_each_train_alone_are_refused(monkeypatch):
