@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from stillmotion.networks.clip import Clip
-from stillmotion.networks.config import CrossFrames, InflationConfig, Queries
+from stillmotion.networks.config import CrossFrames, InflationConfig, Queries, Temporal, TemporalLora
 from stillmotion.networks.inflation import Attached
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.base.spatial import exported
@@ -67,6 +67,21 @@ def test_clips_teach_the_motion_alone_and_pictures_the_looks_alone(checkpointing
     network = learnt(model(InflationConfig(queries=Queries(queries)), checkpointing=checkpointing))
     attached = [Attached(network.inflation)]
     assert gradients(network, "keep", attached) == {"inflation"}
+    assert gradients(network, "learn", []) == {"spatial"}
+
+
+def test_a_motion_model_below_has_no_part_in_pictures_and_is_there_for_clips():
+    below = InflationConfig(Temporal(), queries=Queries(2))
+    unet = tiny.tiny_unet()
+    ground = learnt(fresh_inflation(below, structure_of(unet), 1))
+    on_top = fresh_inflation(InflationConfig(temporal_lora=TemporalLora.on(below, 4)), structure_of(unet), 0)
+    network = learnt(InflatedUNet(unet, on_top, ground=ground, appearance=3))
+    alone = InflatedUNet(tiny.tiny_unet(), appearance=3)
+    alone.spatial.load_state_dict(network.spatial.state_dict())
+    pictures = network.observe(*given(), None, [], looks="learn").prediction
+    assert torch.equal(pictures, alone.observe(*given(), None, [], looks="learn").prediction)
+    assert not torch.allclose(pictures, network.observe(*given(), None, network.attached(), looks="keep").prediction)
+    assert gradients(network, "keep", network.attached()) == {"inflation"}
     assert gradients(network, "learn", []) == {"spatial"}
 
 
