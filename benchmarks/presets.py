@@ -30,8 +30,8 @@ from stillmotion.trainer.options import DecoupleOptions, InflateOptions
 from stillmotion.trainer.run.architecture import decoupled, inflation_config
 from stillmotion.trainer.run.estimate import GIB, estimate_memory
 from stillmotion.trainer.run.loop import start_training, update
+from stillmotion.trainer.run.network import spatial_of
 from stillmotion.trainer.run.optimiser import Schedule
-from stillmotion.trainer.run.run import spatial_of
 from stillmotion.trainer.run.terms import terms_of
 from torch import nn
 

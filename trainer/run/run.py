@@ -5,22 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from ...networks.atomic import replacing, write_durably
 from ...networks.inflation import Inflation
 from ...networks.motion_file import MotionInfo
-from ...networks.tensor_file import write_tensors
-from ..base.auto import listed_name
 from ..base.ground import Ground
-from ..base.host import InflatedUNet
 from ..base.load import Base
-from ..base.spatial import Loras, exported
 from ..clips.batches import Plan
 from ..clips.cache import weights_hash
 from ..clips.inspect import ClipReport, write_sheet
@@ -30,26 +23,23 @@ from ..losses.objective import Objective
 from ..options import FewShotOptions, SpatialOptions, TrainOptions
 from ..show.progress import working
 from .checkpoints import check_same_facts, facts_of, read_state, restore
-from .displacement import report
 from .estimate import blank_batch, report_estimate
-from .export import exported_weights, library_versions, write_result
-from .install import NO, install
+from .export import library_versions
+from .install import NO
 from .lock import locked
 from .loop import BatchSource, Training, start_training, train
 from .milestones import Milestones
-from .nearness import References, recommendation, references_of
+from .nearness import References, references_of
+from .network import network_for
 from .optimiser import Schedule
 from .requests import Requests
-from .runlog import RunLog, read_log
-from .saves import run_name, saves_of
+from .result import export
+from .runlog import RunLog
 from .session import Session, Stage, check_alone
 from .terms import terms_of
 from .training_set import TrainingSet
-from .workflow import write_workflow
 
 log = logging.getLogger("stillmotion")
-
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train_and_export(
@@ -141,32 +131,6 @@ def plan_of(session: Session, base: Base, **others) -> Plan:
         weighting=options.weighting,
         **{"schedule": base.schedule, "prediction": base.prediction, "zero_snr": base.zero_snr} | others,
     )
-
-
-def network_for(options: TrainOptions, base: Base, inflation: Inflation) -> InflatedUNet:
-    """Return the frozen U-Net in the type it computes in, with what trains, in float32."""
-    spatial = spatial_of(options)
-    if options.precision != "fp32" and spatial.get("spatial") != "full":
-        nn.Module.to(base.unet, TYPES[options.precision])  # diffusers' own warns of layers that are not there
-    ground = frozen_ground(options, base)
-    checkpointing, seed = options.checkpointing, options.seed
-    return InflatedUNet(base.unet, inflation, ground=ground, checkpointing=checkpointing, seed=seed, **spatial)
-
-
-def frozen_ground(options: TrainOptions, base: Base) -> Inflation | None:
-    """Return the motion model on a base in the type it computes in, None where there is none."""
-    if base.ground is None:
-        return None
-    return base.ground.inflation.to(TYPES[options.precision])
-
-
-def spatial_of(options: TrainOptions) -> dict:
-    """Return what trains of the image model, by the options of a command that has such."""
-    if isinstance(options, FewShotOptions) and options.appearance == "lora":
-        return {"appearance": options.appearance_rank}
-    if not isinstance(options, SpatialOptions):
-        return {}
-    return {"spatial": options.spatial, "rank": options.spatial_rank}
 
 
 def spatial_rates(options: TrainOptions) -> dict[str, float]:
@@ -335,44 +299,3 @@ def check_together(options: TrainOptions, training: Training) -> None:
             f"The processes are at steps {sorted(set(steps.tolist()))}: --output {options.output} must be one folder"
             " that all machines share."
         )
-
-
-def export(options: TrainOptions, training: Training, milestones: Milestones, start: Inflation) -> None:
-    """Write the motion file, open it as the nodes do, say how far it moved, and write a workflow that uses it."""
-    name, tensors, info = run_name(options), exported_weights(training), milestones.info
-    spatial = exported_weights(training, "spatial") if "spatial" in training.weights else {}
-    if not training.accelerator.is_main_process:
-        return
-    write_spatial(options, training, spatial)
-    path = options.output / f"{name}.safetensors"
-    write_result(path, tensors, info)
-    log.info("Wrote %s; its modules moved from their start by (RMS):", path)
-    milestones.run_log.event(
-        event="export", step=training.step, **report(tensors, start, training.schedule.path(training.step))
-    )
-    told = recommendation(read_log(milestones.run_log.path), sorted(saves_of(options).glob("*.safetensors")))
-    if told:
-        log.info("%s", told)
-    install(options.install, path, partial(workflow_for, options, info, milestones.preview.caption))
-
-
-def workflow_for(options: TrainOptions, info: MotionInfo, caption: str, motion: str) -> Path:
-    """Write the workflow that uses a motion file of this name, and return where it is."""
-    path = options.output / f"{run_name(options)}_workflow.json"
-    base = listed_name(options.base, [] if options.install == NO else [options.install])
-    write_workflow(path, base, motion, info, caption, base_is_folder=options.base.is_dir())
-    return path
-
-
-def write_spatial(options: TrainOptions, training: Training, tensors: dict[str, Tensor]) -> None:
-    """Write what trained of the image model as ComfyUI loads it: a LoRA, or a U-Net for Load Diffusion Model."""
-    if not tensors:
-        return
-    spatial = training.weights["spatial"]
-    is_lora = isinstance(spatial, Loras)
-    path = options.output / f"{run_name(options)}_{'lora' if is_lora else 'unet'}.safetensors"
-    made = exported(spatial, tensors, training.inflation.structure)
-    with replacing(path) as beside:
-        write_durably(beside, lambda file: write_tensors(file, made, {"format": "pt"}))
-    folder, node = ("loras", "Load LoRA") if is_lora else ("diffusion_models", "Load Diffusion Model")
-    log.info("Wrote %s; put it into ComfyUI's models/%s, and load it with %s.", path, folder, node)
