@@ -12,6 +12,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from ...networks.tensor_file import is_finite
 from .features import FeatureModel, load_feature_model
+from .openai_clip import Texts, is_torchscript, load_openai_clip
 from .tensors import one_sentence
 from .tokenizer import clip_tokenizer
 
@@ -23,7 +24,7 @@ class ClipModel:
     """A frozen CLIP. `images` is its image encoder with the projection."""
 
     images: FeatureModel
-    texts: CLIPTextModelWithProjection
+    texts: CLIPTextModelWithProjection | Texts
     tokenizer: CLIPTokenizer
 
     def of_frames(self, frames: Tensor) -> Tensor:
@@ -47,12 +48,15 @@ def middle_square(frames: Tensor) -> Tensor:
 
 
 def load_clip(path: Path) -> ClipModel:
-    """Return the CLIP in a folder as transformers saves one, or beside the weights file that is named; nothing is
-    downloaded.
+    """Return the CLIP in a folder as transformers saves one, or beside the weights file that is named, or in one of
+    OpenAI's own files; nothing is downloaded.
 
     Raises:
         FileNotFoundError, ValueError: it is no such folder, no CLIP, damaged, or lacks weights.
     """
+    if path.is_file() and is_torchscript(path):
+        vision, texts = load_openai_clip(path)
+        return ClipModel(FeatureModel(path.stem, vision, "clip"), texts, clip_tokenizer())
     folder = path.parent if path.is_file() else path
     images = load_feature_model(folder, "--clip")
     if images.kind != "clip":

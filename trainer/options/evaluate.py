@@ -65,7 +65,10 @@ class EvaluateOptions(GenerateOptions):
 
     clip: Annotated[
         Path | None,
-        Field(description="folder of a CLIP, as transformers saves it, for temporal consistency and CLIPSIM"),
+        Field(
+            description="folder of a CLIP, as transformers saves it, or OpenAI's ViT-B-32.pt, for temporal consistency"
+            " and CLIPSIM"
+        ),
     ] = None
     features: Annotated[
         Path | None,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from stillmotion.trainer.base.clip_model import clipsim, consistency, load_clip, middle_square
 from stillmotion.trainer.base.tokenizer import clip_tokenizer
-from stillmotion.trainer.clips.cache import to_network
+from stillmotion.trainer.clips.cache import to_network, weights_hash
 from transformers import CLIPImageProcessor, CLIPModel
 
 PROMPT = "a man plays the guitar"
@@ -37,6 +37,36 @@ def test_the_cosines_are_those_of_the_librarys_own_preparation_and_model(folder)
     torch.testing.assert_close(torch.tensor(got), (out.image_embeds @ out.text_embeds.T)[:, 0], rtol=0, atol=2e-3)
     neighbours = (out.image_embeds[1:] * out.image_embeds[:-1]).sum(-1).mean().item()
     assert consistency(seen) == pytest.approx(neighbours, abs=2e-3)
+
+
+@torch.no_grad()
+def test_openais_own_file_gives_the_cosines_of_the_library_that_wrote_it(tmp_path):
+    import open_clip
+
+    torch.manual_seed(0)
+    vision = {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32}
+    text = {"width": 64, "heads": 1, "layers": 2}
+    model = open_clip.CLIP(24, vision, text, quick_gelu=True).eval()
+    mask = model._buffers.pop("attn_mask")  # no tensor of its own in OpenAI's files
+    model.attn_mask = mask
+    pictures, ids = frames(), open_clip.tokenize([PROMPT])
+    pixels = CLIPImageProcessor()([Image.fromarray(picture) for picture in pictures], return_tensors="pt").pixel_values
+    torch.jit.trace(model, (pixels[:1], ids)).save(tmp_path / "ViT-B-32.pt")
+    ours = load_clip(tmp_path / "ViT-B-32.pt")
+    # OpenAI's files are in half precision, which the reader of them rounds to
+    torch.testing.assert_close(ours.of_text(PROMPT), model.encode_text(ids)[0], rtol=0, atol=5e-3)
+    torch.testing.assert_close(ours.of_frames(to_network(pictures)), model.encode_image(pixels), rtol=0, atol=5e-3)
+    seer = weights_hash(ours.images.model)
+    assert seer == weights_hash(load_clip(tmp_path / "ViT-B-32.pt").images.model)
+
+
+def test_files_of_other_programs_are_refused_in_one_sentence(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 3)).save(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="^--clip .*other.pt cannot be used; of single files, OpenAI's own can"):
+        load_clip(tmp_path / "other.pt")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "state.pt")
+    with pytest.raises(FileNotFoundError, match="is no folder with an image model"):
+        load_clip(tmp_path / "state.pt")
 
 
 def test_a_still_clip_is_consistent_and_clipsim_does_not_know_the_order_of_frames():
