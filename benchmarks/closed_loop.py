@@ -44,7 +44,7 @@ from stillmotion.trainer.show.pictures import contact_sheet, write_mp4
 from stillmotion.trainer.toy.drawing import COLOURS, draw, random_pictures, split_scenes, to_bytes
 from stillmotion.trainer.toy.judge import accuracy
 from stillmotion.trainer.toy.parts import new_text_encoder, silence_branches
-from stillmotion.trainer.toy.training import warm_cosine
+from stillmotion.trainer.toy.training import sample_pictures, warm_cosine
 from torch.nn.functional import mse_loss
 from tqdm import trange
 
@@ -118,12 +118,21 @@ def make_base(folder, steps):
     silence_branches(unet)
     tokenizer = clip_tokenizer()
     tokenizer.model_max_length = TOKENS
-    base = Base(unet, text_encoder.to(DEVICE), tokenizer, colour_autoencoder().to(DEVICE))
+    parts = unet, text_encoder.to(DEVICE), tokenizer, colour_autoencoder().to(DEVICE)
+    base = Base(*parts, prediction="v_prediction")
     train_unet(base, steps)
+    print("the image model draws, of captions it never saw:", drawn_right(base))
     for name, part in (("unet", base.unet), ("vae", base.vae), ("text_encoder", base.text_encoder)):
         part.cpu().save_pretrained(folder / name)
     base.tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction").save_pretrained(folder / "scheduler")
+
+
+def drawn_right(base):
+    """Return how often colour, shape and ground of held-out captions are right."""
+    _, scenes = split_scenes()
+    pictures = sample_pictures(base, [scene.caption for scene in scenes], seed=0, guidance=1.0)
+    return accuracy(pictures.cpu(), scenes)
 
 
 def train_unet(base, steps):

@@ -133,7 +133,7 @@ def denoising_loss(unet: UNet2DConditionModel, latents: Tensor, text: Tensor, ge
 @torch.no_grad()
 def sample_pictures(base: Base, captions: Sequence[str], seed: int, guidance: float = 4.0, steps: int = 25) -> Tensor:
     """Return pictures for captions, (n, 3, 64, 64) in [-1, 1], by DDIM with classifier-free guidance."""
-    count, device, schedule = len(captions), base.unet.device, ddim()
+    count, device, schedule = len(captions), base.unet.device, ddim(base.schedule, base.prediction)
     schedule.set_timesteps(steps)
     text = read_tokens(base.text_encoder, token_ids(base.tokenizer, [*captions, *[""] * count]).to(device))
     latents = torch.randn(count, 4, PICTURE // 8, PICTURE // 8, generator=Generator().manual_seed(seed)).to(device)
