@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Generator, Tensor
-from tqdm import trange
 
 from ..base.seeding import mixed_precision, seeded_by
+from ..show.progress import counted, working
 from .drawing import all_scenes, random_pictures
 from .textures import rich_pictures
 
@@ -22,15 +22,15 @@ def train_autoencoder(steps: int, seed: int, device: str, batch_size: int = 16) 
         vae = AutoencoderTiny().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.5e-3, max(steps, 1), pct_start=0.05)
-    progress = trange(steps, desc="autoencoder", unit="step", disable=steps == 0)
-    for _ in progress:
-        loss, error = autoencoder_loss(vae, training_pictures(batch_size, generator).to(device), generator)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        progress.set_postfix(psnr=f"{psnr(error):.1f} dB")
+    with working("autoencoder", steps, "step", leave=True, hidden=steps == 0) as progress:
+        for _ in counted(range(steps), progress):
+            loss, error = autoencoder_loss(vae, training_pictures(batch_size, generator).to(device), generator)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            progress.set_postfix(psnr=f"{psnr(error):.1f} dB", refresh=False)
     return vae.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
 

@@ -10,7 +10,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor
-from tqdm import trange
 
 from ...samplers.schedules import alphas_cumprod
 from ..base.load import Base, decode_latents, encode_frames, token_ids
@@ -18,6 +17,7 @@ from ..base.seeding import mixed_precision
 from ..losses.denoising import add_noise, velocity_weight
 from ..run.optimiser import make_ema
 from ..run.sample import ddim, guided
+from ..show.progress import counted, working
 from .drawing import MOTIONS, Scene, random_pictures
 from .parts import read_tokens
 
@@ -52,18 +52,18 @@ def train_unet(
         unet.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step, recipe.steps))
-    progress = trange(1, recipe.steps + 1, desc="U-Net", unit="step")
-    for step, batch in zip(progress, batches(base, scenes, recipe, generator)):
-        loss = denoising_loss(unet, *batch, generator)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(unet)
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-        if step % recipe.save_every == 0 and step < recipe.steps:
-            save(average.module)
+    with working("U-Net", recipe.steps, "step", leave=True) as progress:
+        for step, batch in enumerate(counted(batches(base, scenes, recipe, generator), progress), 1):
+            loss = denoising_loss(unet, *batch, generator)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            average.update_parameters(unet)
+            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if step % recipe.save_every == 0 and step < recipe.steps:
+                save(average.module)
     return average.module.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
 
