@@ -3,7 +3,7 @@
     python benchmarks/closed_loop.py --output runs/closed-loop
 
 Draws clips of one shape that swings so far in some direction and changes its colour to some degree, each for itself
-(rank correlation of the two factors over clips: 0.21), trains a small image model that predicts the velocity on
+(rank correlation of the two factors over clips: 0.09), trains a small image model that predicts the velocity on
 pictures of them, then `decouple --spatial full` twice on the clips: as it is, and with the factors of each clip given
 to another one (the control, which can learn nothing from them). The autoencoder is not trained: a latent is the mean
 colour of 8 x 8 pixels. Samples clips of held-out captions on a grid of both factors, the same noise for all, and prints
@@ -49,24 +49,24 @@ from torch.nn.functional import mse_loss
 from tqdm import trange
 
 SIZE, FRAMES, FPS = (64, 64), 6, 8.0
-FARTHEST, PERIOD, RADIUS = 0.2, 5, 0.4  # of the width; the last frame is where the first one was
+FARTHEST, PERIOD = 0.2, 5  # of the width; the last frame is where the first one was
 WIDTHS, PICTURES = (64, 128), 4000
 TOKENS = 16  # captions are short, and every frame attends to all of 77
 BLOCKS = ("convolution",) * 2
 SPREAD = 3.0  # latents of the darkest and the brightest colour are so far apart
 
 
-def varied_clip(scene, other, far, angle, phase, change):
+def varied_clip(scene, other, radius, far, angle, phase, change):
     """Return frames of a shape that swings about the middle while it takes on the colour `other`."""
     way = far * torch.sin(math.tau * (phase + torch.arange(FRAMES) / PERIOD))
     centres = 0.5 + way[:, None] * torch.tensor([math.sin(angle), math.cos(angle)])
-    radii = torch.full((FRAMES,), RADIUS)
+    radii = torch.full((FRAMES,), radius)
     ends = [draw([scene._replace(colour=colour)] * FRAMES, centres, radii, SIZE) for colour in (scene.colour, other)]
     share = change * torch.linspace(0, 1, FRAMES).view(-1, 1, 1, 1)
     return to_bytes(torch.lerp(*ends, share))
 
 
-def draw_set(folder, count):
+def draw_set(folder, count, radius):
     folder.mkdir(parents=True)
     random = torch.Generator().manual_seed(0)
     scenes, _ = split_scenes()
@@ -75,7 +75,7 @@ def draw_set(folder, count):
         others = [colour for colour in COLOURS if colour not in (scene.colour, scene.ground)]
         other = others[int(torch.randint(len(others), (), generator=random))]
         far, angle, phase, change = torch.rand(4, generator=random).tolist()
-        clip = varied_clip(scene, other, FARTHEST * far, math.tau * angle, phase, change)
+        clip = varied_clip(scene, other, radius, FARTHEST * far, math.tau * angle, phase, change)
         write_mp4(clip, folder / f"{number:03}.mp4", FPS)
         (folder / f"{number:03}.txt").write_text(scene.caption, encoding="utf-8")
 
@@ -371,6 +371,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/closed-loop"))
     parser.add_argument("--clips", type=int, default=200, help="default 200")
+    parser.add_argument("--radius", type=float, default=0.3, help="of the shapes, of the width; default 0.3")
     parser.add_argument("--base-steps", type=int, default=1500, help="default 1500")
     parser.add_argument("--steps", type=int, default=3000, help="of decouple, default 3000")
     parser.add_argument("--train-seed", type=int, default=0)
@@ -382,7 +383,7 @@ def main():
 
     clips, base = options.output / "clips", options.output / "base"
     if not clips.is_dir():
-        draw_set(clips, options.clips)
+        draw_set(clips, options.clips, options.radius)
     if not base.is_dir():
         make_base(base, options.base_steps)
     scenes = split_scenes()[1][:: 42 // options.captions][: options.captions]
