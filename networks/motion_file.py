@@ -69,6 +69,8 @@ def _metadata(tensors: dict[str, Tensor], info: MotionInfo) -> dict[str, str]:
         **asdict(info),
         "config": info.config.to_json(),
     }
+    if info.over is None:
+        del own["over"]  # the file is then as it was before there was such a thing
     digest = _digest(own)
     for name, tensor in sorted(tensors.items()):
         _add(digest, name, tensor)

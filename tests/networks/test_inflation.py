@@ -113,8 +113,8 @@ def test_a_new_inflation_adds_exactly_nothing(place):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
-    """Every part of every site, on its own; tokens alone start with a tenth of their weight, and a resampler of prompts
-    is there trained or not at all."""
+    """Every part of every site, on its own; tokens alone start with a tenth of their weight, a resampler of prompts
+    is there trained or not at all, and LoRAs of another inflation are `test_temporal_lora`'s."""
     everything = replace(EVERY_KIND, prior=Prior(), motion=Motion(), appearance=Appearance(3), condition=Condition())
     made, tried = Inflation(everything, SLIM).to(dtype), set()
     widths = {name: site.width for site in SLIM.sites() for name in (site.name, *site.blocks)}
@@ -127,7 +127,7 @@ def test_a_new_inflation_adds_exactly_nothing_anywhere(dtype):
         added = part_alone(part, module, width, dtype)
         assert not added.any(), name
         tried.add(part)
-    assert tried == {*BLOCKS, *PARTS} - {"temporal", "tokens", "resampler"}
+    assert tried == {*BLOCKS, *PARTS} - {"temporal", "tokens", "resampler", "temporal_lora"}
 
 
 def part_alone(part, module, width, dtype):
