@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import latent_preview
-from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
@@ -29,6 +28,9 @@ log = logging.getLogger(KEY)
 PREVIEWS = "stillmotion_previews"
 SHARE = 0.02
 """Of the time of a run that previews may take after the first; where a previewer is slow, steps are left out."""
+
+FAILURES = RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, OSError
+"""What a previewer, the host's or another pack's, raises on latents that it does not know; a cancelled run is none."""
 
 LARGEST, MOST_FRAMES, FPS = 256, 32, 8
 
@@ -85,9 +87,7 @@ class Previews:
         if self.spent <= SHARE * (now - self.begun):
             try:
                 self._show(clips_of(x0.tensors[0] if getattr(x0, "is_nested", False) else x0, self.frames))
-            except InterruptProcessingException:
-                raise
-            except Exception:  # of any pack's previewer: a picture on the way is not worth the run
+            except FAILURES:  # a picture on the way is not worth the run
                 log.warning("No more animated previews in this run:", exc_info=True)
                 self.spent = math.inf
             self.spent += self.clock() - now

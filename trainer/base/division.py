@@ -42,7 +42,7 @@ def choose_units(plugin: FullyShardedDataParallelPlugin, objective: nn.Module, i
     from torch.distributed.fsdp import MixedPrecisionPolicy
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-    # a LoRA is not called itself: peft or a hook calls its matrices
+    # LoRAs of queries are too small to be gathered one by one; of those on attentions hooks call the matrices alone
     units = [part for _, part in inflation.parts() if not isinstance(part, Lora | TemporalLoras)]
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = sorted({type(part).__name__ for part in units})

@@ -70,7 +70,10 @@ def _fits(path: Path, structure: Structure) -> bool:
     if path.is_dir():
         if read_config(path / ADAPTER_CONFIG).get("_class_name") != "MotionAdapter":
             return False
-        path = next(path / name for name in VARIANTS if (path / name).is_file())
+        weights = next((path / name for name in VARIANTS if (path / name).is_file()), None)
+        if weights is None:  # a download that was broken off
+            return False
+        path = weights
     tensors = read_outlines(path)
     modules = module_tensors(tensors)
     if modules:

@@ -46,10 +46,11 @@ class Texts(nn.Module):
 
 def is_torchscript(path: Path) -> bool:
     """Tell whether a file is a program of TorchScript with its weights."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def load_openai_clip(path: Path) -> tuple[Images, Texts]:

@@ -20,7 +20,7 @@ class GenerateOptions(Options):
     ] = None
     over: Annotated[
         Path | None,
-        Field(description="motion model that it was learnt on top of, as of fewshot; with --generate"),
+        Field(description="path of the motion model that it was learnt on top of; with --generate"),
     ] = None
     prompts: Annotated[Path | None, Field(description="text file with a prompt in each line; with --generate")] = None
     seeds: Annotated[int, Field(ge=1, le=10_000, description="clips of each prompt; with --generate")] = 1

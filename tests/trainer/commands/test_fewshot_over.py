@@ -19,6 +19,7 @@ from stillmotion.networks.inflation import Inflation
 from stillmotion.networks.motion_file import MotionInfo, read_motion_file, write_motion_file
 from stillmotion.networks.tensor_file import hash_of
 from stillmotion.trainer.base.ground import read_ground
+from stillmotion.trainer.base.ground_places import ground_places, grounds_for
 from stillmotion.trainer.base.host import InflatedUNet, structure_of
 from stillmotion.trainer.base.load import load_base
 from stillmotion.trainer.cli import main
@@ -202,6 +203,14 @@ def test_a_motion_model_that_comfyui_has_is_named_and_found_by_its_name(place, w
     assert f"On top of {folder / 'v2.safetensors'}: AnimateDiff v2" in caplog.text
     assert "--frame-attention is off" in caplog.text and "--temporal-lora is 16" in caplog.text
     assert (found.over, found.temporal_lora, found.frame_attention) == (folder / "v2.safetensors", 16, False)
+
+
+def test_an_adapter_in_the_cache_without_its_weights_is_passed_over(tmp_path):
+    adapter = tmp_path / "models--somebody--adapter/snapshots/1"
+    adapter.mkdir(parents=True)
+    (adapter / "config.json").write_text('{"_class_name": "MotionAdapter"}')
+    places = list(ground_places([], tmp_path))
+    assert [place.name for place in places] == ["somebody/adapter"] and not list(grounds_for(SMALL, iter(places)))
 
 
 def test_what_somebody_sets_stays_and_a_ground_without_attentions_gets_no_lora(place, whole):
